@@ -1,0 +1,399 @@
+"""What a codec is: `AudioCodec`, its `CodecConfig`, its `CodecFacts`, and what goes in and comes out.
+
+Shapes: B clips, C channels, N samples, Q codebooks, T frames, D latent dimensions, K codebook entries.
+
+A codec author writes four methods (`_encode_frames`, `_decode_frames`, `latents`, `forward`) for clips whose
+lengths are known; this base class checks what comes in, turns padding masks into lengths, keeps the length law
+and adds certified codes (`encode_certified`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers.modeling_utils import PreTrainedAudioTokenizerBase
+from transformers.utils import ModelOutput
+
+from audiotok.errors import (
+    AudioShapeError,
+    CodesError,
+    ConfigError,
+    EmptyAudioError,
+    IntegerAudioError,
+    NonFiniteAudioError,
+    OptionError,
+    check_choice,
+    did_you_mean,
+)
+
+
+@dataclass(frozen=True)
+class CodecFacts:
+    """What a language-model builder must know of a codec; always computed from its config.
+
+    Attributes:
+        sampling_rate: rate of the waveform that `encode` takes, Hz.
+        output_sampling_rate: rate of the waveform that `decode` returns, Hz.
+        channels: 1 mono, 2 stereo.
+        hop_length: input samples per frame (the finest one, for multi-rate codecs).
+        codebook_sizes: entries of each stream of codes.
+        shared_codebook: all streams index one book, so one id offset serves all.
+        codebook_strides: frames per code of each stream; all 1 unless multi-rate.
+        is_causal: a code depends on no later sample than its own frame's end.
+        receptive_field_samples: how far from a frame's edges (each side) samples can change its code; None
+            where unbounded.
+        decoder_reach_samples: how far from a sample codes can change it on decoding; None where unbounded.
+        variable_depth: frames may use fewer than all codebooks.
+    """
+
+    sampling_rate: int
+    output_sampling_rate: int
+    channels: int
+    hop_length: int
+    codebook_sizes: tuple[int, ...]
+    shared_codebook: bool = False
+    codebook_strides: tuple[int, ...] = ()
+    is_causal: bool = False
+    receptive_field_samples: int | None = None
+    decoder_reach_samples: int | None = None
+    variable_depth: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.codebook_strides:
+            object.__setattr__(self, "codebook_strides", (1,) * len(self.codebook_sizes))
+
+    @property
+    def num_codebooks(self) -> int:
+        return len(self.codebook_sizes)
+
+    @property
+    def frame_rate(self) -> Fraction:
+        """Frames per second, exact."""
+        return Fraction(self.sampling_rate, self.hop_length)
+
+    @property
+    def frame_multiple(self) -> int:
+        """Frames come in multiples of this: 1, or the coarsest stride of a multi-rate codec."""
+        return math.lcm(*self.codebook_strides)
+
+    def num_frames(self, num_samples: int) -> int:
+        """Frames that hold `num_samples` samples at `sampling_rate`: enough to return every one of them."""
+        block = self.hop_length * self.frame_multiple
+        return -(-num_samples // block) * self.frame_multiple
+
+    def num_samples(self, num_frames: int) -> int:
+        """Samples at `output_sampling_rate` that `num_frames` frames decode to, before trimming."""
+        return num_frames * self.hop_length * self.output_sampling_rate // self.sampling_rate
+
+    def output_length(self, num_samples: int) -> int:
+        """Length after decoding of a clip of `num_samples` input samples (equal rates: the same)."""
+        return -(-num_samples * self.output_sampling_rate // self.sampling_rate)
+
+    def bits_per_second(self) -> float:
+        """log2 of the number of code choices per second, all codebooks in use."""
+        per_frame = sum(
+            math.log2(k) / s for k, s in zip(self.codebook_sizes, self.codebook_strides, strict=True)
+        )
+        return float(self.frame_rate) * per_frame
+
+    def ids_per_second(self, layout: str | None = None) -> Fraction:
+        """Ids per second of audio in `layout`; a 2-D layout (parallel, delay) spends one position a frame."""
+        if layout in ("parallel", "delay"):
+            return self.frame_rate
+        return self.frame_rate * sum(Fraction(1, s) for s in self.codebook_strides)
+
+
+class CodecConfig(PreTrainedConfig):
+    """Base of codec configurations: a transformers config that refuses keys it does not know."""
+
+    # What transformers itself writes into config.json or passes through a config's constructor.
+    _foreign_keys: ClassVar[frozenset[str]] = frozenset(
+        "_attn_implementation _commit_hash _name_or_path attn_implementation auto_map model_type torch_dtype "
+        "num_labels output_attentions".split()
+    )
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        known = {f.name for f in dataclasses.fields(self)} | self._foreign_keys
+        for key in kwargs:
+            if key not in known and not key.startswith("_"):
+                raise ConfigError(
+                    f'{type(self).__name__} knows no key "{key}".{did_you_mean(key, known)} Legal keys: '
+                    f"{', '.join(sorted(type(self).own_keys()))}."
+                )
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def own_keys(cls) -> set[str]:
+        """Names of the keys that this family defines (without those of every transformers config)."""
+        inherited = {f.name for f in dataclasses.fields(PreTrainedConfig)}
+        return {f.name for f in dataclasses.fields(cls)} - inherited
+
+    @property
+    def facts(self) -> CodecFacts:
+        raise NotImplementedError(f"{type(self).__name__} must say its facts.")
+
+
+@dataclass
+class CodecOutput(ModelOutput):
+    """What `encode` returns.
+
+    Attributes:
+        audio_codes: `[B, Q, T]` int64; a list of Q tensors `[B, T_q]` for multi-rate codecs. Code 0 stands where
+            the mask is False.
+        audio_codes_mask: `[B, Q, T]` bool (a list for multi-rate codecs), True where a code is a code.
+        audio_lengths: `[B]` int64, samples of each clip at the codec's input rate.
+        audio_scales: loudness factors where the codec has them, else None.
+        margins: same shape as `audio_codes`, float32, only with `return_margins=True`: how far the runner-up
+            was, (second smallest distance - smallest) / max(smallest, 1e-6); infinite where the mask is False.
+    """
+
+    audio_codes: Any = None
+    audio_codes_mask: Any = None
+    audio_lengths: Tensor | None = None
+    audio_scales: Tensor | None = None
+    margins: Any = None
+
+
+@dataclass
+class CodecTrainingOutput(ModelOutput):
+    """What `forward` returns.
+
+    Attributes:
+        loss: the codec's own losses (quantizer terms) summed; None outside training.
+        losses: the same terms by name, scalars.
+        audio_values: `[B, C, N]` the reconstruction, trimmed to the input's length.
+        audio_codes: `[B, Q, T]` int64.
+        latents: `[B, D, T]` before quantization.
+        hidden_states: tuple of `[B, T, D]`, only with `output_hidden_states=True`: what enters each encoder
+            layer and what leaves the encoder.
+        distillation_features: `[B, T, D]` the decoder state that a teacher's features are compared with.
+    """
+
+    loss: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+    audio_values: Tensor | None = None
+    audio_codes: Tensor | None = None
+    latents: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    distillation_features: Tensor | None = None
+
+
+def lengths_from_mask(padding_mask: Tensor, num_samples: int) -> list[int]:
+    """Samples of each clip from a mask `[B, N]` (1 = sample); the ones must come first in every row."""
+    if padding_mask.ndim != 2 or padding_mask.shape[1] != num_samples:
+        raise CodesError(
+            f"padding_mask has the shape {tuple(padding_mask.shape)}: it must be [clips, {num_samples}], one row a clip."
+        )
+    mask = padding_mask.bool()
+    lengths = mask.sum(dim=1)
+    if not torch.equal(mask, torch.arange(num_samples, device=mask.device) < lengths[:, None]):
+        raise CodesError("padding_mask has zeros before ones: clips must be padded on the right.")
+    if not bool((lengths > 0).all()):
+        raise CodesError("padding_mask marks a clip without samples: every clip needs at least one.")
+    return lengths.tolist()
+
+
+class AudioCodec(PreTrainedAudioTokenizerBase):
+    """A neural codec that is a transformers `PreTrainedModel`.
+
+    A codec author defines `config_class`, `encode_options` and the methods `_encode`, `_decode`, `latents`,
+    `codebook_embeddings` and `forward`.
+    """
+
+    config_class: type[CodecConfig]
+    base_model_prefix = "codec"
+    main_input_name = "input_values"
+    input_modalities = "audio"
+
+    # Keywords of `encode` beyond those of every codec.
+    encode_options: ClassVar[tuple[str, ...]] = ()
+    decode_options: ClassVar[tuple[str, ...]] = ()
+    # Smallest margin at which a code of a batch is sure to be that of the clip alone, by (device type, dtype).
+    margin_bounds: ClassVar[dict[tuple[str, torch.dtype], float]] = {}
+
+    @property
+    def facts(self) -> CodecFacts:
+        return self.config.facts
+
+    def encode(
+        self,
+        input_values: Tensor,
+        padding_mask: Tensor | None = None,
+        *,
+        return_margins: bool = False,
+        partial_frame: str = "keep",
+        **options: Any,
+    ) -> CodecOutput:
+        """Waveforms `[B, C, N]` → codes.
+
+        Args:
+            input_values: float waveforms at `facts.sampling_rate`.
+            padding_mask: `[B, N]`, 1 = sample of the clip, 0 = padding on the right. With it every clip is encoded
+                as it is alone, to `facts.num_frames(samples)` frames. Without it the published code's framing is
+                kept, with all that it drops at the end.
+            return_margins: also say how near each code was to the runner-up.
+            partial_frame: with a mask, "keep" pads a clip's last, partial frame with zeros; "drop" leaves it out as
+                the published code does.
+            options: the codec's own, see `encode_options`.
+        """
+        check_choice("partial_frame", partial_frame, ("keep", "drop"))
+        self._check_waveforms(input_values)
+        self._check_options(options)
+        given = [input_values.shape[-1]] * len(input_values)
+        framed = given
+        if padding_mask is not None:
+            given = lengths_from_mask(padding_mask, input_values.shape[-1])
+            framed = given if partial_frame == "drop" else [self.padded_length(n) for n in given]
+            input_values = input_values * padding_mask[:, None].to(input_values.dtype)
+        room = max(framed) - input_values.shape[-1]
+        output = self._encode(F.pad(input_values, (0, max(room, 0))), framed, return_margins, **options)
+        output.audio_lengths = torch.tensor(given, device=input_values.device)
+        return output
+
+    def decode(
+        self,
+        codes: CodecOutput | Tensor | list[Tensor],
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Codes → waveforms `[B, C, N]` at `facts.output_sampling_rate`, N the longest clip's length.
+
+        Args:
+            codes: what `encode` returned (its lengths are kept), or codes `[B, Q, T]` (fewer than all codebooks:
+                the leading ones), a list of `[B, T_q]` for multi-rate codecs.
+            lengths: samples of each clip at the input rate; frames beyond them are ignored and what is behind a
+                clip's end is zero. None with bare codes: everything the frames decode to, as the published code.
+        """
+        self._check_options(options, self.decode_options)
+        mask = None
+        if isinstance(codes, CodecOutput):
+            lengths = codes.audio_lengths if lengths is None else lengths
+            codes, mask = codes.audio_codes, codes.audio_codes_mask
+        num_frames = self._check_codes(codes)
+        batch = len(codes[0]) if isinstance(codes, list) else len(codes)
+        if lengths is None:
+            return self._decode(codes, [num_frames] * batch, mask, **options)
+        samples = [int(n) for n in lengths]
+        frames = [self._frames_of(n, num_frames) for n in samples]
+        audio = self._decode(codes, frames, mask, **options)
+        return self._trim(audio, [self.facts.output_length(n) for n in samples])
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Every layer starts as PyTorch, or its own `reset_parameters`, starts it."""
+        if isinstance(reset := getattr(module, "reset_parameters", None), Callable):
+            reset()
+
+    def padded_length(self, num_samples: int) -> int:
+        """Samples that a clip is zero-padded to so that its frames hold all of it."""
+        return self.facts.num_frames(num_samples) * self.facts.hop_length
+
+    def latents(self, input_values: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Continuous features `[B, D, T]` before quantization."""
+        raise NotImplementedError(f"{type(self).__name__} must give its latents.")
+
+    def codebook_embeddings(self) -> list[Tensor]:
+        """One `[K, D]` a codebook."""
+        raise NotImplementedError(f"{type(self).__name__} has no code vectors to show.")
+
+    def _encode(
+        self, input_values: Tensor, lengths: list[int], return_margins: bool, **options: Any
+    ) -> CodecOutput:
+        """Encode clips as the published code encodes each alone, `lengths[i]` samples of row i."""
+        raise NotImplementedError
+
+    def _decode(
+        self, codes: Tensor | list[Tensor], frames: list[int], mask: Tensor | None, **options: Any
+    ) -> Tensor:
+        """Decode `frames[i]` frames of row i, each as alone, to `[B, C, samples]`."""
+        raise NotImplementedError
+
+    def _check_waveforms(self, input_values: Tensor) -> None:
+        channels = self.facts.channels
+        if (
+            not isinstance(input_values, Tensor)
+            or input_values.ndim != 3
+            or input_values.shape[1] != channels
+        ):
+            found = (
+                tuple(input_values.shape) if hasattr(input_values, "shape") else type(input_values).__name__
+            )
+            raise AudioShapeError(
+                f"input_values is {found}: it must be a float tensor [clips, {channels}, samples]; "
+                "the feature extractor makes it from recordings."
+            )
+        if not input_values.is_floating_point():
+            raise IntegerAudioError(
+                f"input_values is {input_values.dtype}: waveforms are float, full scale 1.0."
+            )
+        if input_values.shape[0] == 0 or input_values.shape[2] == 0:
+            raise EmptyAudioError(f"input_values {tuple(input_values.shape)} holds no samples.")
+        if not bool(torch.isfinite(input_values).all()):
+            raise NonFiniteAudioError("input_values holds NaN or infinity: clean the recording first.")
+
+    def _check_options(self, options: dict[str, Any], legal: tuple[str, ...] | None = None) -> None:
+        names = self.encode_options if legal is None else legal
+        for key in options:
+            if key not in names:
+                raise OptionError(
+                    f'{type(self).__name__} knows no option "{key}".{did_you_mean(key, names)} '
+                    f"Legal here: {', '.join(names) or 'none'}."
+                )
+
+    def _check_codes(self, codes: Tensor | list[Tensor]) -> int:
+        """Refuse codes that no recording gives; return the number of frames (the finest stream's)."""
+        facts = self.facts
+        multi_rate = facts.frame_multiple > 1
+        if isinstance(codes, list) != multi_rate:
+            raise CodesError(
+                f"codes is a {type(codes).__name__}: this codec takes "
+                + ("a list of tensors [B, T_q], one a codebook." if multi_rate else "one tensor [B, Q, T].")
+            )
+        streams = codes if isinstance(codes, list) else list(codes.unbind(1)) if codes.ndim == 3 else []
+        if not 0 < len(streams) <= facts.num_codebooks or any(s.ndim != 2 for s in streams):
+            raise CodesError(
+                f"codes of shape {[tuple(s.shape) for s in codes] if multi_rate else tuple(codes.shape)}: must be "
+                f"[clips, codebooks, frames] with at most {facts.num_codebooks} codebooks."
+            )
+        for q, (stream, size) in enumerate(zip(streams, facts.codebook_sizes)):
+            if stream.is_floating_point() or stream.dtype == torch.bool:
+                raise CodesError(f"codes are {stream.dtype}: they must be integers.")
+            if stream.numel() and not 0 <= int(stream.min()) <= int(stream.max()) < size:
+                raise CodesError(
+                    f"codes of codebook {q} lie in [{int(stream.min())}, {int(stream.max())}]: legal are 0 to "
+                    f"{size - 1}. Are these ids of another codec, or ids that still carry offsets?"
+                )
+        return streams[0].shape[1] * facts.codebook_strides[0]
+
+    def _frames_of(self, num_samples: int, available: int) -> int:
+        """Frames that a clip of `num_samples` samples has, of those available."""
+        frames = self.facts.num_frames(num_samples)
+        # The published framing drops a partial frame; its samples come back as zeros.
+        if not 0 < num_samples or frames > available + self.facts.frame_multiple:
+            raise CodesError(
+                f"lengths says {num_samples} samples, but {available} frames hold at most "
+                f"{self.facts.num_samples(available)}."
+            )
+        return min(frames, available)
+
+    @staticmethod
+    def _trim(audio: Tensor, samples: list[int]) -> Tensor:
+        """Cut or zero-extend to the longest clip, with zeros behind each clip's end."""
+        total = max(samples)
+        audio = F.pad(audio[..., :total], (0, max(0, total - audio.shape[-1])))
+        if min(samples) == total:
+            return audio
+        inside = (
+            torch.arange(total, device=audio.device) < torch.tensor(samples, device=audio.device)[:, None]
+        )
+        return audio * inside[:, None]

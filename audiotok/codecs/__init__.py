@@ -1,0 +1,1 @@
+"""One folder a codec, each read in the same order: configuration, features, modeling, tokenization, conversion."""

@@ -1,0 +1,185 @@
+"""Factorised vector quantization: a low-dimensional projection, cosine search, raw row taken, projection back.
+
+VQ-VAE (van den Oord et al., arXiv 1711.00937), factorised and l2-normalised search as in ViT-VQGAN
+(Yu et al., arXiv 2110.04627) and DAC (Kumar et al., arXiv 2306.06546), nested code ranges by domain as in AUV
+(Chen et al., arXiv 2509.21968).
+
+Shapes: B clips, T frames, C channels, d code dimensions, K entries, Q stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from audiotok.nn.weight_norm import WeightNormLinear
+
+Range = tuple[int, int]
+"""Half-open range of codes that a search may return."""
+
+# Frames per block of the distance matrix: 512 x 20,480 float32 is 42 MB, whatever the length of the clip.
+SEARCH_BLOCK = 512
+
+
+@dataclass
+class Quantized:
+    """What a quantizer returns.
+
+    Attributes:
+        quantized: `[B, C, T]`, straight-through: gradients pass to the latents.
+        codes: `[B, Q, T]` int64; None where noise stood for the search.
+        margins: `[B, Q, T]` float32, only if asked for.
+        commitment, codebook: scalars, mean((z - sg(E))^2) and mean((E - sg(z))^2), summed over stages.
+    """
+
+    quantized: Tensor
+    codes: Tensor | None
+    margins: Tensor | None
+    commitment: Tensor
+    codebook: Tensor
+
+
+def nearest(z: Tensor, codebook: Tensor, return_margins: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Index of the row nearest to each `z` `[M, d]` in `codebook` `[K, d]`, by normalised distance, in float32.
+
+    Ties go to the lowest index. Margins `[M]`: (second smallest squared distance - smallest) / max(smallest, 1e-6).
+    """
+    z = F.normalize(z.float(), dim=-1, eps=1e-12)
+    rows = F.normalize(codebook.float(), dim=-1, eps=1e-12)
+    rows_energy = rows.square().sum(-1)
+    rows_transposed = rows.t().contiguous()
+    codes, margins = [], []
+    for block in z.split(SEARCH_BLOCK):
+        distance = torch.addmm(rows_energy, block, rows_transposed, alpha=-2.0)
+        best = distance.argmin(dim=1)
+        codes.append(best)
+        if return_margins:
+            energy = block.square().sum(-1)
+            smallest = distance.gather(1, best[:, None])[:, 0] + energy
+            distance.scatter_(1, best[:, None], torch.inf)
+            runner_up = distance.amin(dim=1) + energy
+            margins.append((runner_up - smallest) / smallest.clamp(min=1e-6))
+    return torch.cat(codes), torch.cat(margins) if return_margins else None
+
+
+class FactorizedVectorQuantizer(nn.Module):
+    """One stage: project to d dimensions, search by cosine, take the raw row, project back.
+
+    Args:
+        dim: channels C outside. codebook_size: K. codebook_dim: d; no projections if equal to `dim`.
+        normalize_latents: z / |z| before the straight-through step; with rows of unit length the row taken is then
+            the normalised one, and nothing but the direction of z matters.
+    """
+
+    def __init__(
+        self, dim: int, codebook_size: int, codebook_dim: int, normalize_latents: bool = False
+    ) -> None:
+        super().__init__()
+        self.normalize_latents = normalize_latents
+        projected = codebook_dim != dim
+        self.in_proj = WeightNormLinear(dim, codebook_dim) if projected else nn.Identity()
+        self.out_proj = WeightNormLinear(codebook_dim, dim) if projected else nn.Identity()
+        self.codebook = nn.Embedding(codebook_size, codebook_dim)
+
+    def project_in(self, x: Tensor) -> Tensor:
+        """`[..., C]` → z `[..., d]` in float32."""
+        z = self.in_proj(x.to(self.codebook.weight.dtype)).float()
+        return F.normalize(z, dim=-1, eps=1e-12) if self.normalize_latents else z
+
+    def search(
+        self, z: Tensor, ranges: Sequence[Range] | None, return_margins: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Codes `[B, T]` of z `[B, T, d]`, each clip within its own range (None: the whole book)."""
+        book = self.codebook.weight.detach()
+        whole = (0, book.shape[0])
+        per_clip = [whole] * z.shape[0] if ranges is None else [(a, min(b, whole[1])) for a, b in ranges]
+        codes = torch.zeros(z.shape[:2], dtype=torch.long, device=z.device)
+        margins = torch.zeros(z.shape[:2], device=z.device) if return_margins else None
+        for start, end in sorted(set(per_clip)):
+            # A search in the slice equals the search with the rest of the distances at infinity.
+            clips = [i for i, clip_range in enumerate(per_clip) if clip_range == (start, end)]
+            found, gap = nearest(z[clips].flatten(0, 1), book[start:end], return_margins)
+            codes[clips] = found.view(len(clips), -1) + start
+            if margins is not None and gap is not None:
+                margins[clips] = gap.view(len(clips), -1)
+        return codes, margins
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Codes `[...]` → `[..., C]`."""
+        return self.out_proj(self.codebook(codes))
+
+
+class ResidualVectorQuantizer(nn.Module):
+    """Stages in a row, each quantizing what the earlier ones left over (in the C-dimensional space).
+
+    Args:
+        codebook_sizes: K of each stage. The others as in `FactorizedVectorQuantizer`.
+    """
+
+    def __init__(
+        self, dim: int, codebook_sizes: Sequence[int], codebook_dim: int, normalize_latents: bool = False
+    ) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(
+            FactorizedVectorQuantizer(dim, size, codebook_dim, normalize_latents) for size in codebook_sizes
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.stages[0].codebook.weight.dtype
+
+    def forward(
+        self, latents: Tensor, ranges: Sequence[Range] | None = None, return_margins: bool = False
+    ) -> Quantized:
+        """Quantize latents `[B, C, T]`; `ranges` holds one range of codes a clip.
+
+        Runs in float32 even under autocast: the nearest row must not depend on the precision of the rest.
+        """
+        with torch.autocast(latents.device.type, enabled=False):
+            residual = latents.transpose(1, 2).to(self.dtype)
+            total = torch.zeros_like(residual)
+            codes, margins, commitment, codebook = [], [], [], []
+            for stage in self.stages:
+                z = stage.project_in(residual)
+                stage_codes, stage_margins = stage.search(z.detach(), ranges, return_margins)
+                rows = stage.codebook(stage_codes).to(z.dtype)
+                commitment.append((z - rows.detach()).square().mean())
+                codebook.append((rows - z.detach()).square().mean())
+                output = stage.out_proj((z + (rows - z).detach()).to(self.dtype))
+                residual, total = residual - output, total + output
+                codes.append(stage_codes)
+                margins.append(stage_margins)
+        return Quantized(
+            quantized=total.transpose(1, 2),
+            codes=torch.stack(codes, dim=1),
+            margins=torch.stack(margins, dim=1) if return_margins else None,
+            commitment=torch.stack(commitment).sum(),
+            codebook=torch.stack(codebook).sum(),
+        )
+
+    def project_in(self, latents: Tensor) -> Tensor:
+        """Latents `[B, C, T]` → what the first stage searches with, z `[B, d, T]`."""
+        with torch.autocast(latents.device.type, enabled=False):
+            return self.stages[0].project_in(latents.transpose(1, 2)).transpose(1, 2)
+
+    def bypass(self, latents: Tensor, noise: Tensor | None = None) -> Tensor:
+        """The first stage without a search: `[B, C, T]` → `[B, C, T]`, the ceiling of any code book.
+
+        Args:
+            noise: `[B]` standard deviations of Gaussian noise added to z, which is then renormalised.
+        """
+        with torch.autocast(latents.device.type, enabled=False):
+            stage = self.stages[0]
+            z = stage.project_in(latents.transpose(1, 2))
+            if noise is not None:
+                z = F.normalize(z + torch.randn_like(z) * noise[:, None, None], dim=-1)
+            return stage.out_proj(z.to(self.dtype)).transpose(1, 2)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes `[B, Q, T]` (the first Q stages) → `[B, C, T]`."""
+        total = sum(stage.lookup(codes[:, q]) for q, stage in zip(range(codes.shape[1]), self.stages))
+        return total.transpose(1, 2)

@@ -1,0 +1,1 @@
+"""Parts of codec training: data, losses, discriminators, code books."""
