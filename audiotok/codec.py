@@ -2,16 +2,18 @@
 
 Shapes: B clips, C channels, N samples, Q codebooks, T frames, D latent dimensions, K codebook entries.
 
-A codec author writes four methods (`_encode_frames`, `_decode_frames`, `latents`, `forward`) for clips whose
-lengths are known; this base class checks what comes in, turns padding masks into lengths, keeps the length law
-and adds certified codes (`encode_certified`).
+A codec author writes `_encode`, `_decode`, `latents` and `forward` for clips whose lengths are known; this base
+class checks what comes in, turns padding masks into lengths, keeps the length law, loads strictly and adds
+certified codes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
@@ -21,8 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
+from audiotok.certified import Certificate, encode_certified
+from audiotok.conversion import report_mismatch
 from audiotok.errors import (
     AudioShapeError,
     CodesError,
@@ -100,9 +104,7 @@ class CodecFacts:
 
     def bits_per_second(self) -> float:
         """log2 of the number of code choices per second, all codebooks in use."""
-        per_frame = sum(
-            math.log2(k) / s for k, s in zip(self.codebook_sizes, self.codebook_strides, strict=True)
-        )
+        per_frame = sum(math.log2(k) / s for k, s in zip(self.codebook_sizes, self.codebook_strides, strict=True))
         return float(self.frame_rate) * per_frame
 
     def ids_per_second(self, layout: str | None = None) -> Fraction:
@@ -117,8 +119,8 @@ class CodecConfig(PreTrainedConfig):
 
     # What transformers itself writes into config.json or passes through a config's constructor.
     _foreign_keys: ClassVar[frozenset[str]] = frozenset(
-        "_attn_implementation _commit_hash _name_or_path attn_implementation auto_map model_type torch_dtype "
-        "num_labels output_attentions".split()
+        "_attn_implementation _commit_hash _name_or_path attn_implementation auto_map model_type name_or_path "
+        "num_labels output_attentions torch_dtype".split()
     )
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -190,9 +192,7 @@ class CodecTrainingOutput(ModelOutput):
 def lengths_from_mask(padding_mask: Tensor, num_samples: int) -> list[int]:
     """Samples of each clip from a mask `[B, N]` (1 = sample); the ones must come first in every row."""
     if padding_mask.ndim != 2 or padding_mask.shape[1] != num_samples:
-        raise CodesError(
-            f"padding_mask has the shape {tuple(padding_mask.shape)}: it must be [clips, {num_samples}], one row a clip."
-        )
+        raise CodesError(f"padding_mask has the shape {tuple(padding_mask.shape)}: it must be [clips, {num_samples}].")
     mask = padding_mask.bool()
     lengths = mask.sum(dim=1)
     if not torch.equal(mask, torch.arange(num_samples, device=mask.device) < lengths[:, None]):
@@ -200,6 +200,20 @@ def lengths_from_mask(padding_mask: Tensor, num_samples: int) -> list[int]:
     if not bool((lengths > 0).all()):
         raise CodesError("padding_mask marks a clip without samples: every clip needs at least one.")
     return lengths.tolist()
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' reports and progress bars off the terminal while a small model is read or written."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 class AudioCodec(PreTrainedAudioTokenizerBase):
@@ -259,6 +273,16 @@ class AudioCodec(PreTrainedAudioTokenizerBase):
         output.audio_lengths = torch.tensor(given, device=input_values.device)
         return output
 
+    def encode_certified(
+        self, input_values: Tensor, padding_mask: Tensor, bound: float | None = None, **options: Any
+    ) -> tuple[CodecOutput, Certificate]:
+        """`encode` for a padded batch, every code equal to that of its clip alone; see `audiotok.certified`."""
+        return encode_certified(self, input_values, padding_mask, bound, **options)
+
+    def margin_bound(self, dtype: torch.dtype, device: torch.device | str) -> float:
+        """Margins from here on are safe against rounding; infinite where that was not measured."""
+        return self.margin_bounds.get((torch.device(device).type, dtype), math.inf)
+
     def decode(
         self,
         codes: CodecOutput | Tensor | list[Tensor],
@@ -294,6 +318,29 @@ class AudioCodec(PreTrainedAudioTokenizerBase):
         if isinstance(reset := getattr(module, "reset_parameters", None), Callable):
             reset()
 
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike, *args: Any, **kwargs: Any) -> AudioCodec:
+        """As in transformers, but float32 unless `dtype` says otherwise, and strict about every tensor.
+
+        Raises:
+            WeightMismatchError: tensors are missing, not known or misshapen; each is named.
+        """
+        if "dtype" not in kwargs and "torch_dtype" not in kwargs:
+            kwargs["dtype"] = torch.float32
+        wants_report = kwargs.pop("output_loading_info", False)
+        with quiet_transformers():  # what does not fit is raised below, not printed
+            model, report = super().from_pretrained(
+                name, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
+        misshapen = [f"{key} {list(found)} (ours: {list(ours)})" for key, found, ours in report["mismatched_keys"]]
+        report_mismatch(sorted(report["missing_keys"]), sorted(report["unexpected_keys"]), misshapen)
+        return (model, report) if wants_report else model
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """As in transformers, without its progress bars."""
+        with quiet_transformers():
+            super().save_pretrained(save_directory, *args, **kwargs)
+
     def padded_length(self, num_samples: int) -> int:
         """Samples that a clip is zero-padded to so that its frames hold all of it."""
         return self.facts.num_frames(num_samples) * self.facts.hop_length
@@ -306,36 +353,24 @@ class AudioCodec(PreTrainedAudioTokenizerBase):
         """One `[K, D]` a codebook."""
         raise NotImplementedError(f"{type(self).__name__} has no code vectors to show.")
 
-    def _encode(
-        self, input_values: Tensor, lengths: list[int], return_margins: bool, **options: Any
-    ) -> CodecOutput:
+    def _encode(self, input_values: Tensor, lengths: list[int], return_margins: bool, **options: Any) -> CodecOutput:
         """Encode clips as the published code encodes each alone, `lengths[i]` samples of row i."""
         raise NotImplementedError
 
-    def _decode(
-        self, codes: Tensor | list[Tensor], frames: list[int], mask: Tensor | None, **options: Any
-    ) -> Tensor:
+    def _decode(self, codes: Tensor | list[Tensor], frames: list[int], mask: Tensor | None, **options: Any) -> Tensor:
         """Decode `frames[i]` frames of row i, each as alone, to `[B, C, samples]`."""
         raise NotImplementedError
 
     def _check_waveforms(self, input_values: Tensor) -> None:
         channels = self.facts.channels
-        if (
-            not isinstance(input_values, Tensor)
-            or input_values.ndim != 3
-            or input_values.shape[1] != channels
-        ):
-            found = (
-                tuple(input_values.shape) if hasattr(input_values, "shape") else type(input_values).__name__
-            )
+        if not isinstance(input_values, Tensor) or input_values.ndim != 3 or input_values.shape[1] != channels:
+            found = tuple(input_values.shape) if hasattr(input_values, "shape") else type(input_values).__name__
             raise AudioShapeError(
                 f"input_values is {found}: it must be a float tensor [clips, {channels}, samples]; "
                 "the feature extractor makes it from recordings."
             )
         if not input_values.is_floating_point():
-            raise IntegerAudioError(
-                f"input_values is {input_values.dtype}: waveforms are float, full scale 1.0."
-            )
+            raise IntegerAudioError(f"input_values is {input_values.dtype}: waveforms are float, full scale 1.0.")
         if input_values.shape[0] == 0 or input_values.shape[2] == 0:
             raise EmptyAudioError(f"input_values {tuple(input_values.shape)} holds no samples.")
         if not bool(torch.isfinite(input_values).all()):
@@ -365,7 +400,7 @@ class AudioCodec(PreTrainedAudioTokenizerBase):
                 f"codes of shape {[tuple(s.shape) for s in codes] if multi_rate else tuple(codes.shape)}: must be "
                 f"[clips, codebooks, frames] with at most {facts.num_codebooks} codebooks."
             )
-        for q, (stream, size) in enumerate(zip(streams, facts.codebook_sizes)):
+        for q, (stream, size) in enumerate(zip(streams, facts.codebook_sizes, strict=False)):
             if stream.is_floating_point() or stream.dtype == torch.bool:
                 raise CodesError(f"codes are {stream.dtype}: they must be integers.")
             if stream.numel() and not 0 <= int(stream.min()) <= int(stream.max()) < size:
@@ -393,7 +428,5 @@ class AudioCodec(PreTrainedAudioTokenizerBase):
         audio = F.pad(audio[..., :total], (0, max(0, total - audio.shape[-1])))
         if min(samples) == total:
             return audio
-        inside = (
-            torch.arange(total, device=audio.device) < torch.tensor(samples, device=audio.device)[:, None]
-        )
+        inside = torch.arange(total, device=audio.device) < torch.tensor(samples, device=audio.device)[:, None]
         return audio * inside[:, None]

@@ -94,9 +94,7 @@ def report_mismatch(missing: list[str], extra: list[str], misshapen: list[str]) 
             parts.append(f"{len(names)} {what}: {', '.join(sorted(names)[:NAMED])}{more}")
     if parts:
         raise WeightMismatchError(
-            "The weights do not fit the model. Tensors "
-            + "; ".join(parts)
-            + ". Is the config the one they were "
+            "The weights do not fit the model. Tensors " + "; ".join(parts) + ". Is the config the one they were "
             "made with?"
         )
 
@@ -108,9 +106,7 @@ def _translate(key: str, rules: list[KeyRule]) -> tuple[str | None, Callable[[Te
     return None, None
 
 
-def translate_config_block(
-    block: Mapping[str, Any], name: str, keys: Mapping[str, str | None]
-) -> dict[str, Any]:
+def translate_config_block(block: Mapping[str, Any], name: str, keys: Mapping[str, str | None]) -> dict[str, Any]:
     """Rename the keys of a published config block; None drops one, an unknown one is refused."""
     out = {}
     for key, value in block.items():

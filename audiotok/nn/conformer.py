@@ -133,8 +133,7 @@ class ConformerStack(nn.Module):
         super().__init__()
         self.head_dim = head_dim
         self.layers = nn.ModuleList(
-            ConformerLayer(hidden_size=hidden_size, head_dim=head_dim, **layer_options)
-            for _ in range(num_layers)
+            ConformerLayer(hidden_size=hidden_size, head_dim=head_dim, **layer_options) for _ in range(num_layers)
         )
         self.layer_norm = nn.LayerNorm(hidden_size)
 

@@ -38,9 +38,7 @@ def reflect_pad(waveform: Tensor, pad: int, lengths: list[int] | None, total: in
 def stft(padded: Tensor, n_fft: int, hop: int, win_length: int | None = None) -> Tensor:
     """Complex one-sided spectrum `[B, n_fft // 2 + 1, F]` of already padded clips, periodic Hann, in float32."""
     window = torch.hann_window(win_length or n_fft, device=padded.device)
-    return torch.stft(
-        padded.float(), n_fft, hop, win_length or n_fft, window, center=False, return_complex=True
-    )
+    return torch.stft(padded.float(), n_fft, hop, win_length or n_fft, window, center=False, return_complex=True)
 
 
 def magnitude(spectrum: Tensor) -> Tensor:

@@ -75,9 +75,7 @@ class FactorizedVectorQuantizer(nn.Module):
             the normalised one, and nothing but the direction of z matters.
     """
 
-    def __init__(
-        self, dim: int, codebook_size: int, codebook_dim: int, normalize_latents: bool = False
-    ) -> None:
+    def __init__(self, dim: int, codebook_size: int, codebook_dim: int, normalize_latents: bool = False) -> None:
         super().__init__()
         self.normalize_latents = normalize_latents
         projected = codebook_dim != dim
@@ -90,9 +88,7 @@ class FactorizedVectorQuantizer(nn.Module):
         z = self.in_proj(x.to(self.codebook.weight.dtype)).float()
         return F.normalize(z, dim=-1, eps=1e-12) if self.normalize_latents else z
 
-    def search(
-        self, z: Tensor, ranges: Sequence[Range] | None, return_margins: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    def search(self, z: Tensor, ranges: Sequence[Range] | None, return_margins: bool) -> tuple[Tensor, Tensor | None]:
         """Codes `[B, T]` of z `[B, T, d]`, each clip within its own range (None: the whole book)."""
         book = self.codebook.weight.detach()
         whole = (0, book.shape[0])
@@ -181,5 +177,5 @@ class ResidualVectorQuantizer(nn.Module):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes `[B, Q, T]` (the first Q stages) → `[B, C, T]`."""
-        total = sum(stage.lookup(codes[:, q]) for q, stage in zip(range(codes.shape[1]), self.stages))
+        total = sum(self.stages[q].lookup(codes[:, q]) for q in range(codes.shape[1]))
         return total.transpose(1, 2)

@@ -119,9 +119,7 @@ class AuvConfig(CodecConfig):
         for name in self.input_features:
             check_choice("input_features", name, INPUT_FEATURES)
         if self.hop_length % 2 or (self.hop_length % 4 and "subframe_mel" in self.input_features):
-            raise ConfigError(
-                f"hop_length={self.hop_length}: must be even, and divisible by 4 for subframe_mel."
-            )
+            raise ConfigError(f"hop_length={self.hop_length}: must be even, and divisible by 4 for subframe_mel.")
         for name, (start, end) in self.domain_ranges.items():
             if name == "all" or not 0 <= start < end or start >= min(self.codebook_sizes):
                 raise ConfigError(

@@ -117,9 +117,7 @@ def convert_config(published: dict[str, Any] | None) -> AuvConfig:
         )
     stages = vq.pop("num_quantizers")
     size = vq["codebook_size"]
-    vq["codebook_size"] = (
-        list(size) if isinstance(size, (list, tuple)) else size if stages == 1 else [size] * stages
-    )
+    vq["codebook_size"] = list(size) if isinstance(size, (list, tuple)) else size if stages == 1 else [size] * stages
     ranges = vq.pop("domain_ranges")
     return AuvConfig(
         hidden_size=hidden.pop(), hop_length=hops.pop(), domain_ranges=ranges or {}, **blocks, **stacks, **vq

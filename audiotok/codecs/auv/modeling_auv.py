@@ -99,9 +99,7 @@ class AuvFrontEnd(nn.Module):
     def subframe_mel(self, waveform: Tensor, lengths: list[int], num_frames: int) -> Tensor:
         """Log-mels of one-hop windows centred on the quarters of each frame, `[B, F, 4 * 64]`."""
         hop = self.hop // SUBFRAMES
-        pad = (
-            self.subframe_fft // 2 - hop // 2
-        )  # the first window is centred on the middle of the first quarter
+        pad = self.subframe_fft // 2 - hop // 2  # the first window is centred on the middle of the first quarter
         total = (num_frames * SUBFRAMES - 1) * hop + self.subframe_fft
         spectrum = stft(reflect_pad(waveform, pad, lengths, total), self.subframe_fft, hop, self.hop)
         mel = magnitude(spectrum).transpose(1, 2) @ torch.from_numpy(self.mel).to(waveform.device)
@@ -280,9 +278,7 @@ class AuvModel(AudioCodec):
         valid = valid_frames([n // self.config.hop_length for n in lengths], waveform.device)
         codes, margins = result.codes, result.margins
         if valid is None:
-            return CodecOutput(
-                audio_codes=codes, audio_codes_mask=torch.ones_like(codes).bool(), margins=margins
-            )
+            return CodecOutput(audio_codes=codes, audio_codes_mask=torch.ones_like(codes).bool(), margins=margins)
         mask = valid[:, None].expand_as(codes)
         if margins is not None:
             margins = margins.masked_fill(~mask, torch.inf)
@@ -312,9 +308,7 @@ class AuvModel(AudioCodec):
             return None
         names = [domain] * batch if isinstance(domain, str) else list(domain)
         if len(names) != batch:
-            raise OptionError(
-                f"domain names {len(names)} clips, the batch has {batch}: give one name, or one a clip."
-            )
+            raise OptionError(f"domain names {len(names)} clips, the batch has {batch}: give one name, or one a clip.")
         ranges = {name: tuple(span) for name, span in self.config.domain_ranges.items()}
         ranges["all"] = (0, max(self.config.codebook_sizes))
         for name in names:
@@ -323,9 +317,7 @@ class AuvModel(AudioCodec):
                 raise OptionError(f"domain={name!r} is not legal: choose one of {', '.join(ranges)}.{hint}")
         return [ranges[name] for name in names]
 
-    def _magnitude_loss(
-        self, log_magnitude: Tensor, waveform: Tensor, lengths: list[int], frames: list[int]
-    ) -> Tensor:
+    def _magnitude_loss(self, log_magnitude: Tensor, waveform: Tensor, lengths: list[int], frames: list[int]) -> Tensor:
         front_end = self.encoder.front_end
         total = (max(frames) - 1) * front_end.hop + front_end.n_fft
         with torch.no_grad(), torch.autocast(waveform.device.type, enabled=False):

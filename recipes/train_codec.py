@@ -1,0 +1,351 @@
+"""Train a codec: `python -m audiotok.recipes.train_codec CONFIG.yaml --data FOLDER --output RUN`.
+
+Runs on a CPU, one GPU or several (`accelerate launch -m audiotok.recipes.train_codec ...`). RUN holds `last`
+(everything that a resumed run needs), `ema` and `best` (averaged weights, for `AuvModel.from_pretrained`),
+`log.csv`, `validation.csv`, `curves.png` and `samples/`. Ctrl-C or SIGTERM saves and leaves; the same command with
+--resume goes on as if nothing had happened, bit for bit on the same machine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+import yaml
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import set_seed
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+from transformers.utils import logging as transformers_logging
+
+from audiotok import AuvConfig, AuvModel
+from audiotok.errors import AudioTokError, ConfigError, OutputExistsError, check_choice
+from audiotok.recipes.training.codebook import MovingAverageBook, fit_nested_book
+from audiotok.recipes.training.config import TrainConfig, load_config, to_dict
+from audiotok.recipes.training.corpus import default_cache, hold_out, open_corpus
+from audiotok.recipes.training.data import CropDataset, batch_loader, validation_set
+from audiotok.recipes.training.discriminators import Adversary
+from audiotok.recipes.training.distillation import Distillation
+from audiotok.recipes.training.latents import collect_latents
+from audiotok.recipes.training.objective import Objective, weighted_sum
+from audiotok.recipes.training.reporting import RunningMeans, RunReport, loss_columns
+from audiotok.recipes.training.schedule import Moment, Schedule
+from audiotok.recipes.training.state import Checkpoints, Progress, WeightAverage
+from audiotok.recipes.training.stopping import StopWatch
+from audiotok.recipes.training.validation import COLUMNS, LOWER_IS_BETTER, Validator
+
+FAMILIES = {"auv": (AuvConfig, AuvModel)}
+
+
+class CodecTrainer:
+    """One run: everything is built from the config, then `train()` tells the story.
+
+    Args:
+        config: of the run.
+        data: the audiofolder.
+        output: the run's folder.
+        cache: where resampled corpora are kept.
+        resume: continue from `output/last`.
+        max_steps, max_minutes: stop (and save) there, with the schedule unchanged.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: Path,
+        output: Path,
+        cache: Path,
+        resume: bool = False,
+        max_steps: int | None = None,
+        max_minutes: float | None = None,
+    ) -> None:
+        self.config, self.output, self.console = config, output, Console()
+        self.schedule = Schedule(config)
+        self.last_step = min(self.schedule.total_steps, max_steps or self.schedule.total_steps)
+        self.max_minutes = max_minutes
+        self.accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.gradient_accumulation,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=self._may_leave_unused())],
+        )
+        set_seed(config.seed)
+        self._build_codec()
+        self._build_data(data, cache)
+        self._open_run(resume)
+
+    # Building
+
+    def _may_leave_unused(self) -> bool:
+        """Teachers of absent domains and a book that is not searched leave parameters without a gradient."""
+        return bool(self.config.distillation.teachers) or self.config.codebook.update == "gradient"
+
+    def _build_codec(self) -> None:
+        """The codec, its moving average, its book, its optimizer and its losses."""
+        check_choice("codec.family", self.config.codec.family, FAMILIES)
+        config_class, model_class = FAMILIES[self.config.codec.family]
+        codec = model_class(config_class(**self.config.codec.config)).to(self.accelerator.device)
+        self.codec, self.sampling_rate = codec, codec.facts.sampling_rate
+        self.book = self._build_book()
+        self.average = WeightAverage(codec, self.config.optimizer.ema_decay)
+        settings = self.config.optimizer
+        self.trained = [parameter for parameter in codec.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(
+            self.trained, betas=tuple(settings.betas), weight_decay=settings.weight_decay, fused=True
+        )
+        self.model, self.optimizer = self.accelerator.prepare(codec, optimizer)
+        self.objective = Objective(self.sampling_rate).to(self.accelerator.device)
+        self.adversary: Adversary | None = None
+        self.distillation: Distillation | None = None
+
+    def _build_book(self) -> MovingAverageBook | None:
+        """What moves the rows of the book; None where they follow their gradient."""
+        self.ranges = {name: (start, end) for name, (start, end) in self.codec.config.domain_ranges.items()}
+        self.ranges["all"] = (0, max(self.codec.facts.codebook_sizes))
+        settings = self.config.codebook
+        if settings.update == "gradient":
+            return None
+        if self.codec.facts.num_codebooks != 1 or not self.codec.config.normalize_latents:
+            raise ConfigError("codebook.update=ema needs one codebook and normalize_latents=true; or use gradient.")
+        rows = self.codec.quantizer.stages[0].codebook.weight.requires_grad_(False)
+        reduce, gather = self.accelerator.reduce, self.accelerator.gather
+        return MovingAverageBook(rows, self.ranges, settings.decay, settings.revive_after, reduce, gather)
+
+    def _build_data(self, folder: Path, cache: Path) -> None:
+        data, settings = self.config.data, self.config.validation
+        for name in data.domains.values():
+            check_choice("a codec domain under data.domains", name, self.ranges)
+        with self.accelerator.local_main_process_first():
+            corpus = open_corpus(folder, cache, self.sampling_rate, data.speed_copies, self._bar)
+        training, held_out = hold_out(corpus.clips, data.validation_fraction)
+        weights, process = self.schedule.batch_weights, self.accelerator.process_index
+        self.dataset = CropDataset(corpus, training, data, weights, self.config.seed, process)
+        clips = validation_set(corpus, held_out, data, settings.clips, settings.seconds)
+        self.validator = Validator(clips, self.sampling_rate, settings.intelligibility)
+
+    def _bar(self, items: list[Any], label: str) -> Iterator[Any]:
+        return iter(track(items, label, console=self.console, disable=not self.accelerator.is_main_process))
+
+    def _open_run(self, resume: bool) -> None:
+        """Load `last` or make sure that nothing is overwritten; the random states come last, so nothing moves them."""
+        self.checkpoints = Checkpoints(self.output, self.accelerator, self.codec.config)
+        self.progress, self.parts = Progress(), []
+        self.accelerator.register_for_checkpointing(self.progress, self.average, *([self.book] if self.book else []))
+        if resume:
+            for part in self.checkpoints.parts():
+                self._build_part(part)
+            self.checkpoints.load()
+        elif self.checkpoints.find():
+            raise OutputExistsError(f"{self.output} already holds a run: add --resume, or name another folder.")
+        else:
+            set_seed(self.config.seed, device_specific=True)
+        self.report = self._open_report() if self.accelerator.is_main_process else None
+
+    def _open_report(self) -> RunReport:
+        self.output.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(to_dict(self.config), sort_keys=False)
+        (self.output / "config.yaml").write_text(text, encoding="utf-8")
+        losses = loss_columns(self.schedule.stages)
+        return RunReport(self.output, losses, list(COLUMNS), self.sampling_rate, self.progress.step, self.console)
+
+    def _build_part(self, part: str) -> None:
+        """A further network, built when the first stage that needs it begins."""
+        config, rate = self.config, self.sampling_rate
+        if part == "adversary":
+            self.adversary = Adversary(config.adversarial, self.accelerator, rate)
+        else:
+            width = self.codec.config.hidden_size
+            self.distillation = Distillation(config.distillation, self.accelerator, width, rate)
+        self.parts.append(part)
+
+    # The story
+
+    def train(self) -> int:
+        """Train to the end, a limit or a signal; returns the signal's number, or 0."""
+        watch = StopWatch(self.accelerator, self.max_minutes)
+        self.saved_at = time.monotonic()
+        self.means = RunningMeans()
+        for step, micro_batches in self._steps():
+            moment = self.schedule.at(step)
+            self._enter_stage(moment)
+            began = time.monotonic()
+            for batch in micro_batches:
+                self._learn(batch, moment)
+            self.average.update(self.codec)
+            self._count(time.monotonic() - began)
+            self._report(moment)
+            if watch.must_stop():
+                break
+        self._save()
+        return watch.signal
+
+    def _steps(self) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        """(step, its micro-batches), from where the run stands."""
+        count = self.config.gradient_accumulation
+        start, stop = self.progress.step, self.last_step
+        batches = iter(batch_loader(self.dataset, start * count, stop * count, self.config.data.num_workers))
+        for step in range(start, stop):
+            yield step, [next(batches) for _ in range(count)]
+
+    def _enter_stage(self, moment: Moment) -> None:
+        """What happens once, before a stage's first step."""
+        if moment.weighs("adversarial", "feature_matching") and self.adversary is None:
+            self._build_part("adversary")
+        if moment.weighs("distillation") and self.distillation is None:
+            self._build_part("distillation")
+        if moment.stage.fit_codebook and moment.stage.name not in self.progress.fitted_stages:
+            self._fit_book()
+            self.progress.fitted_stages.append(moment.stage.name)
+
+    def _fit_book(self) -> None:
+        """k-means on latents of training crops; the first process fits, the others receive its rows."""
+        settings, rows = self.config.codebook, self.book.weight
+        fitted = torch.zeros_like(rows)
+        if self.accelerator.is_main_process:
+            weights, frames = self.config.data.domain_weights, settings.fit_frames
+            with self.console.status("fitting the book"):
+                latents = collect_latents(self.codec, self.dataset, self.ranges, weights, frames, self.accelerator)
+                fitted += fit_nested_book(
+                    latents, self.ranges, len(rows), settings.fit_iterations, self.config.seed
+                ).to(rows)
+        self.book.restart(self.accelerator.reduce(fitted))
+
+    def _learn(self, batch: dict[str, Any], moment: Moment) -> None:
+        """One forward and backward pass; the weights move where a step's micro-batches are complete."""
+        self.model.train()
+        audio, domains = batch["input_values"].to(self.accelerator.device), batch["domain"]
+        with self.accelerator.accumulate(*self._networks()):
+            out = self.model(audio, domain=domains, latent_noise=self._noise(moment, len(audio)))
+            z = self.codec.quantizer.project_in(out.latents)
+            terms = self.objective(out, audio, z, moment.stage.loss_weights)
+            terms |= self._criticism(audio, out.audio_values, moment)
+            if moment.weighs("distillation"):
+                terms["distillation"] = self.distillation.comparison(out.distillation_features, audio, domains)
+            total = weighted_sum(terms, moment.stage.loss_weights)
+            self.accelerator.backward(total)
+            self._update_weights(moment)
+        if self.book and moment.quantizes:
+            revive = moment.progress < self.config.codebook.revive_until
+            self.book.update(z.detach(), out.audio_codes[:, 0], domains, revive)
+        self.means.add({"total": total, **terms})
+
+    def _networks(self) -> list[torch.nn.Module]:
+        extra = [self.adversary and self.adversary.discriminators, self.distillation and self.distillation.comparison]
+        return [self.model, *(network for network in extra if network is not None)]
+
+    def _noise(self, moment: Moment, count: int) -> Tensor | None:
+        """A standard deviation per clip, or None where the book is searched."""
+        if moment.quantizes:
+            return None
+        return (torch.rand(count) * moment.stage.latent_noise).to(self.accelerator.device)
+
+    def _criticism(self, real: Tensor, fake: Tensor, moment: Moment) -> dict[str, Tensor]:
+        """Let the discriminators learn, and (after their warm-up) say what they see."""
+        if not moment.weighs("adversarial", "feature_matching"):
+            return {}
+        real, fake = self.adversary.excerpt(real, fake)
+        if moment.step % self.config.adversarial.every == 0:
+            self.means.add({"discriminator": self.adversary.learn(real, fake, moment.learning_rate_factor)})
+        if moment.step < moment.stage.discriminator_warmup:
+            return {}
+        return {name: term for name, term in self.adversary.criticise(real, fake).items() if moment.weighs(name)}
+
+    def _update_weights(self, moment: Moment) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = moment.learning_rate
+        if self.accelerator.sync_gradients:
+            norm = self.accelerator.clip_grad_norm_(self.trained, self.config.optimizer.clip_norm)
+            self.means.add({"gradient_norm": norm})
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if moment.weighs("distillation"):
+            self.distillation.update(moment.learning_rate)
+
+    # Counting, reporting, saving
+
+    def _count(self, seconds: float) -> None:
+        data = self.config.data
+        crops = data.batch_size * self.config.gradient_accumulation * self.accelerator.num_processes
+        self.progress.step += 1
+        self.progress.seconds += seconds
+        self.progress.audio_seconds += crops * data.crop_seconds
+        self.means.add({"audio_seconds_per_second": torch.tensor(crops * data.crop_seconds / seconds)})
+
+    def _report(self, moment: Moment) -> None:
+        step, settings = self.progress.step, self.config.validation
+        if step % self.config.log_every == 0 or moment.is_last:
+            self._log(moment)
+        if step % settings.every_steps == 0 or moment.is_last:
+            self._validate(moment)
+        if time.monotonic() - self.saved_at > self.config.checkpoint_every_minutes * 60:
+            self._save()
+
+    def _log(self, moment: Moment) -> None:
+        means = self.means.take()
+        if not np.isfinite(means["total"]):
+            raise AudioTokError(
+                f"The loss is {means['total']} at step {self.progress.step}: lower the learning rate and --resume "
+                f"from {self.output / 'last'}."
+            )
+        if self.report:
+            self.report.training_row({**self._where(moment), "learning_rate": moment.learning_rate, **means})
+
+    def _where(self, moment: Moment) -> dict[str, Any]:
+        seconds = round(self.progress.seconds, 1)
+        return {"step": self.progress.step, "stage": moment.stage.name, "seconds": seconds}
+
+    def _validate(self, moment: Moment) -> None:
+        """Judge the averaged weights; keep them as `best` where they are the best quantized ones so far."""
+        if self.report:
+            figures, outputs = self.validator(self.average.module, moment.quantizes)
+            self.report.validation_row({**self._where(moment), **figures})
+            self._keep_best(figures, moment)
+            every = self.config.validation.samples_every
+            if every and (self.progress.step % every == 0 or moment.is_last):
+                self.report.samples(self.progress.step, self.validator.clips, outputs, self.config.validation.samples)
+        self.accelerator.wait_for_everyone()
+
+    def _keep_best(self, figures: dict[str, float], moment: Moment) -> None:
+        name, best = self.config.validation.best_by, self.progress.best_score
+        check_choice("validation.best_by", name, figures)
+        score = -figures[name] if name in LOWER_IS_BETTER else figures[name]
+        if moment.quantizes and (best is None or score > best):
+            self.progress.best_score = score
+            self.checkpoints.export("best", self.average.module)
+
+    def _save(self) -> None:
+        self.checkpoints.save(self.parts)
+        if self.accelerator.is_main_process:
+            self.checkpoints.export("ema", self.average.module)
+        self.saved_at = time.monotonic()
+
+
+def main(
+    config: Annotated[Path, typer.Argument(help="YAML of the run.", exists=True, dir_okay=False)],
+    data: Annotated[Path, typer.Option(help="Audiofolder: metadata.csv with file_name and domain.")],
+    output: Annotated[Path, typer.Option(help="Folder of the run.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from OUTPUT/last.")] = False,
+    max_steps: Annotated[int | None, typer.Option(help="Stop after this step.", min=1)] = None,
+    max_minutes: Annotated[float | None, typer.Option(help="Stop after so many minutes.", min=0)] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="key.name=value, overrides the YAML.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Where resampled corpora are kept.")] = None,
+) -> None:
+    """Train a codec and leave its averaged weights in OUTPUT/best."""
+    transformers_logging.disable_progress_bar()
+    try:
+        run = load_config(config, settings or [])
+        trainer = CodecTrainer(run, data, output, cache or default_cache(), resume, max_steps, max_minutes)
+        stopped_by = trainer.train()
+    except AudioTokError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(error.exit_code) from error
+    raise typer.Exit(128 + stopped_by if stopped_by else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)

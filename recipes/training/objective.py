@@ -1,0 +1,50 @@
+"""What the codec is trained to make small: named terms, of which each stage weighs some."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from audiotok.codec import CodecTrainingOutput
+from audiotok.recipes.training.losses import BandCorrelation, MultiScaleMel, spread_loss
+
+SPREAD_LATENTS = 512  # of a batch; the loss compares all pairs
+
+
+class Objective(nn.Module):
+    """The terms that need no other trained network: reconstruction, quantizer, spread."""
+
+    def __init__(self, sampling_rate: int) -> None:
+        super().__init__()
+        self.mel = MultiScaleMel(sampling_rate)
+        self.correlation = BandCorrelation(sampling_rate)
+
+    def forward(
+        self, out: CodecTrainingOutput, target: Tensor, z: Tensor, weights: dict[str, float]
+    ) -> dict[str, Tensor]:
+        """The terms that `weights` names.
+
+        Args:
+            out: what the codec made of `target` `[B, 1, N]`.
+            z: `[B, d, T]` what the quantizer searches with.
+        """
+        terms = {name: value for name, value in (out.losses or {}).items() if weights.get(name)}
+        if weights.get("mel"):
+            terms["mel"] = self.mel(out.audio_values, target)
+        if weights.get("correlation"):
+            terms["correlation"] = self.correlation(out.audio_values, target)
+        if weights.get("spread"):
+            terms["spread"] = spread_loss(_some(z))
+        return terms
+
+
+def _some(z: Tensor) -> Tensor:
+    """`[B, d, T]` -> up to 512 latents `[M, d]`, drawn evenly over clips and time."""
+    flat = z.transpose(1, 2).flatten(0, 1)
+    chosen = torch.randperm(len(flat), device=flat.device)[:SPREAD_LATENTS]
+    return flat[chosen]
+
+
+def weighted_sum(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
+    """The total that is minimised."""
+    return torch.stack([weights[name] * term for name, term in terms.items()]).sum()

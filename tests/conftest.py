@@ -1,0 +1,45 @@
+"""Fixtures that every test file may use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import settings
+
+# Same examples in every run and no deadline: a slow machine is not a bug. To search further:
+# pytest --hypothesis-profile=default
+settings.register_profile("audiotok", derandomize=True, deadline=None, max_examples=50)
+settings.load_profile("audiotok")
+
+WriteAudio = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real recordings and published references, beside the repository or at $AUDIOTOK_SHARED."""
+    folder = Path(os.environ.get("AUDIOTOK_SHARED", Path(__file__).resolve().parents[1].parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no shared data at {folder} (set AUDIOTOK_SHARED)")
+    return folder
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def write_audio(tmp_path: Path) -> WriteAudio:
+    """Write `[N]` or `[C, N]` samples with soundfile; the suffix says the format (wav, flac, ogg, mp3)."""
+
+    def write(name: str, samples: np.ndarray, sampling_rate: int, subtype: str | None = None, **options: object) -> Path:
+        path = tmp_path / name
+        soundfile.write(path, np.asarray(samples).T, sampling_rate, subtype=subtype, **options)
+        return path
+
+    return write
