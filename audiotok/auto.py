@@ -270,7 +270,7 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
     if dtype is None:
         return torch.float32
     if dtype in names.values():
-        return dtype  # ty: ignore[invalid-return-type]
+        return dtype  # ty: ignore[invalid-explicit-return]
     if dtype in names:
         return names[str(dtype)]
     raise OptionError(f"dtype={dtype!r} is not legal: choose one of {', '.join(names)}.")

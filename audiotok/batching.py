@@ -67,7 +67,7 @@ def _target_length(lengths: list[int], padding: bool | str, max_length: int | No
         raise OptionError(f'padding={padding!r} is not legal: choose True, "longest", "max_length" or False.')
     if padding == "max_length" and max_length is None:
         raise OptionError('padding="max_length" needs max_length=, the number of ids to pad to.')
-    target = max_length if padding == "max_length" else max(lengths, default=0)
+    target = max_length if padding == "max_length" and max_length is not None else max(lengths, default=0)
     return -(-target // multiple) * multiple if multiple else target
 
 

@@ -55,7 +55,7 @@ def encode_certified(
     streams = output.margins if isinstance(output.margins, list) else [output.margins]
     smallest = torch.stack([s.flatten(1).amin(dim=1) for s in streams]).amin(dim=0)
     doubtful = (smallest < bound).nonzero().flatten().tolist()
-    lengths = output.audio_lengths.tolist()
+    lengths = padding_mask.sum(dim=1).tolist()
     for i in doubtful:
         n = lengths[i]
         alone = codec.encode(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -203,7 +203,7 @@ def lengths_from_mask(padding_mask: Tensor, num_samples: int) -> list[int]:
 
 
 @contextmanager
-def quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Generator[None]:
     """Keep transformers' reports and progress bars off the terminal while a small model is read or written."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -223,7 +223,7 @@ class AudioCodec(PreTrainedAudioTokenizerBase):
     `codebook_embeddings` and `forward`.
     """
 
-    config_class: type[CodecConfig]
+    config: CodecConfig
     base_model_prefix = "codec"
     main_input_name = "input_values"
     input_modalities = "audio"
@@ -319,7 +319,7 @@ class AudioCodec(PreTrainedAudioTokenizerBase):
             reset()
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike, *args: Any, **kwargs: Any) -> AudioCodec:
+    def from_pretrained(cls, name: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, but float32 unless `dtype` says otherwise, and strict about every tensor.
 
         Raises:
@@ -329,9 +329,10 @@ class AudioCodec(PreTrainedAudioTokenizerBase):
             kwargs["dtype"] = torch.float32
         wants_report = kwargs.pop("output_loading_info", False)
         with quiet_transformers():  # what does not fit is raised below, not printed
-            model, report = super().from_pretrained(
+            loaded: Any = super().from_pretrained(
                 name, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
             )
+        model, report = loaded
         misshapen = [f"{key} {list(found)} (ours: {list(ours)})" for key, found, ours in report["mismatched_keys"]]
         report_mismatch(sorted(report["missing_keys"]), sorted(report["unexpected_keys"]), misshapen)
         return (model, report) if wants_report else model
@@ -397,7 +398,7 @@ class AudioCodec(PreTrainedAudioTokenizerBase):
         streams = codes if isinstance(codes, list) else list(codes.unbind(1)) if codes.ndim == 3 else []
         if not 0 < len(streams) <= facts.num_codebooks or any(s.ndim != 2 for s in streams):
             raise CodesError(
-                f"codes of shape {[tuple(s.shape) for s in codes] if multi_rate else tuple(codes.shape)}: must be "
+                f"codes of shape {tuple(codes.shape) if isinstance(codes, Tensor) else len(codes)}: must be "
                 f"[clips, codebooks, frames] with at most {facts.num_codebooks} codebooks."
             )
         for q, (stream, size) in enumerate(zip(streams, facts.codebook_sizes, strict=False)):

@@ -6,6 +6,8 @@ exist, None where all do; with it, a clip in a padded batch is computed as it is
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -129,7 +131,7 @@ class ConformerLayer(nn.Module):
 class ConformerStack(nn.Module):
     """Layers, then one more LayerNorm (the last layer's output is normalised twice)."""
 
-    def __init__(self, num_layers: int, hidden_size: int, head_dim: int, **layer_options: object) -> None:
+    def __init__(self, num_layers: int, hidden_size: int, head_dim: int, **layer_options: Any) -> None:
         super().__init__()
         self.head_dim = head_dim
         self.layers = nn.ModuleList(

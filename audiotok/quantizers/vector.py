@@ -125,8 +125,13 @@ class ResidualVectorQuantizer(nn.Module):
         )
 
     @property
+    def in_order(self) -> list[FactorizedVectorQuantizer]:
+        """The stages, coarse to fine, with their type."""
+        return [stage for stage in self.stages if isinstance(stage, FactorizedVectorQuantizer)]
+
+    @property
     def dtype(self) -> torch.dtype:
-        return self.stages[0].codebook.weight.dtype
+        return self.in_order[0].codebook.weight.dtype
 
     def forward(
         self, latents: Tensor, ranges: Sequence[Range] | None = None, return_margins: bool = False
@@ -139,7 +144,7 @@ class ResidualVectorQuantizer(nn.Module):
             residual = latents.transpose(1, 2).to(self.dtype)
             total = torch.zeros_like(residual)
             codes, margins, commitment, codebook = [], [], [], []
-            for stage in self.stages:
+            for stage in self.in_order:
                 z = stage.project_in(residual)
                 stage_codes, stage_margins = stage.search(z.detach(), ranges, return_margins)
                 rows = stage.codebook(stage_codes).to(z.dtype)
@@ -160,7 +165,7 @@ class ResidualVectorQuantizer(nn.Module):
     def project_in(self, latents: Tensor) -> Tensor:
         """Latents `[B, C, T]` → what the first stage searches with, z `[B, d, T]`."""
         with torch.autocast(latents.device.type, enabled=False):
-            return self.stages[0].project_in(latents.transpose(1, 2)).transpose(1, 2)
+            return self.in_order[0].project_in(latents.transpose(1, 2)).transpose(1, 2)
 
     def bypass(self, latents: Tensor, noise: Tensor | None = None) -> Tensor:
         """The first stage without a search: `[B, C, T]` → `[B, C, T]`, the ceiling of any code book.
@@ -169,7 +174,7 @@ class ResidualVectorQuantizer(nn.Module):
             noise: `[B]` standard deviations of Gaussian noise added to z, which is then renormalised.
         """
         with torch.autocast(latents.device.type, enabled=False):
-            stage = self.stages[0]
+            stage = self.in_order[0]
             z = stage.project_in(latents.transpose(1, 2))
             if noise is not None:
                 z = F.normalize(z + torch.randn_like(z) * noise[:, None, None], dim=-1)
@@ -177,5 +182,5 @@ class ResidualVectorQuantizer(nn.Module):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes `[B, Q, T]` (the first Q stages) → `[B, C, T]`."""
-        total = sum(self.stages[q].lookup(codes[:, q]) for q in range(codes.shape[1]))
-        return total.transpose(1, 2)
+        rows = [self.in_order[q].lookup(codes[:, q]) for q in range(codes.shape[1])]
+        return sum(rows[1:], start=rows[0]).transpose(1, 2)

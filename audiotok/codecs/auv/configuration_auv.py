@@ -129,11 +129,11 @@ class AuvConfig(CodecConfig):
 
     @property
     def encoder(self) -> AuvStack:
-        return AuvStack.from_dict("encoder_config", self.encoder_config)
+        return AuvStack.from_dict("encoder_config", self.encoder_config or {})
 
     @property
     def decoder(self) -> AuvStack:
-        return AuvStack.from_dict("decoder_config", self.decoder_config)
+        return AuvStack.from_dict("decoder_config", self.decoder_config or {})
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:

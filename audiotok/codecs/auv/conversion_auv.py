@@ -96,7 +96,7 @@ def convert_config(published: dict[str, Any] | None) -> AuvConfig:
         "commitment": "commitment_cost",
         "codebook_partition_maps": "domain_ranges",
     }
-    stacks = {}
+    stacks: dict[str, dict[str, Any]] = {}
     for ours, theirs in (("encoder_config", "enc_conf"), ("decoder_config", "dec_conf")):
         defaults = {"num_layers": 12, "hidden_size": 1024, "hop_length": None}
         stacks[ours] = {**defaults, **translate_config_block(blocks.pop(theirs), theirs, stack_keys)}
@@ -107,7 +107,7 @@ def convert_config(published: dict[str, Any] | None) -> AuvConfig:
         "codebook_dim": 8,
         "domain_ranges": None,
     }
-    vq = {**vq_defaults, **translate_config_block(blocks.pop("vq_conf", {}), "vq_conf", vq_keys)}
+    vq: dict[str, Any] = {**vq_defaults, **translate_config_block(blocks.pop("vq_conf", {}), "vq_conf", vq_keys)}
     hidden = {stack.pop("hidden_size") for stack in stacks.values()} | {vq.pop("dim")}
     hops = {stack.pop("hop_length") for stack in stacks.values()}
     if len(hidden) > 1 or len(hops) > 1:

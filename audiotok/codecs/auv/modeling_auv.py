@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -216,7 +217,7 @@ class AuvModel(AudioCodec):
         return self._trim(self.decoder(quantized, frames).audio[:, None], samples)
 
     def codebook_embeddings(self) -> list[Tensor]:
-        return [stage.codebook.weight for stage in self.quantizer.stages]
+        return [stage.codebook.weight for stage in self.quantizer.in_order]
 
     def forward(
         self,
@@ -264,14 +265,8 @@ class AuvModel(AudioCodec):
         )
         return output if return_dict is not False else output.to_tuple()
 
-    def _encode(
-        self,
-        input_values: Tensor,
-        lengths: list[int],
-        return_margins: bool,
-        domain: str | Sequence[str] | None = None,
-    ) -> CodecOutput:
-        ranges = self._ranges(domain, len(input_values))
+    def _encode(self, input_values: Tensor, lengths: list[int], return_margins: bool, **options: Any) -> CodecOutput:
+        ranges = self._ranges(options.get("domain"), len(input_values))
         waveform, lengths = self._at_least_one_frame(input_values[:, 0], lengths)
         latents, _ = self.encoder(waveform, lengths)
         result = self.quantizer(latents, ranges, return_margins)
@@ -284,7 +279,8 @@ class AuvModel(AudioCodec):
             margins = margins.masked_fill(~mask, torch.inf)
         return CodecOutput(audio_codes=codes.masked_fill(~mask, 0), audio_codes_mask=mask, margins=margins)
 
-    def _decode(self, codes: Tensor, frames: list[int], mask: Tensor | None) -> Tensor:
+    def _decode(self, codes: Tensor | list[Tensor], frames: list[int], mask: Tensor | None, **options: Any) -> Tensor:
+        assert isinstance(codes, Tensor)  # `decode` has checked: this codec has one rate
         return self.decoder(self.quantizer.decode(codes.long()), frames).audio[:, None]
 
     def _framed(self, input_values: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, list[int]]:
