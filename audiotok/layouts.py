@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from audiotok.errors import CodesError, IncompleteFrameError, OptionError, check_choice
-from audiotok.vocabulary import AudioVocabulary, IdGrammar, LayoutState, as_integers, first_true, within
+from audiotok.grammar import IdGrammar, LayoutState
+from audiotok.vocabulary import AudioVocabulary, as_integers, first_true, within
 
 # Codes moved at once: half a MiB each way stays in the L2 cache between checking and moving, which takes nearly
 # half the time of whole arrays where those exceed the last cache (measured: 8 codebooks of 10^7 frames).
@@ -203,7 +204,7 @@ class FixedLayout(Layout):
         if not self._shows_end:
             return LayoutState(ids.shape[-1])
         first = ids[0] if self.is_2d else ids
-        return LayoutState(ids.shape[-1], first_true((first < 0) | (first >= self._sizes[0])))
+        return LayoutState(ids.shape[-1], first_true(first >= self._sizes[0]))
 
     def _expected_kinds(self, ids: np.ndarray) -> np.ndarray:
         length = ids.shape[-1]

@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import operator
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, ClassVar, NamedTuple, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -27,9 +26,7 @@ from numpy.typing import ArrayLike
 from audiotok.errors import (
     CodesError,
     ConfigError,
-    IncompleteFrameError,
     InvalidIdError,
-    SpecialTokenError,
     TokenError,
     did_you_mean,
 )
@@ -235,147 +232,6 @@ class AudioVocabulary:
                 "tokenizer; where text ids share the vocabulary, subtract the offset of the audio ids first."
             )
         return array.astype(np.int64, copy=False)
-
-
-class LayoutState(NamedTuple):
-    """How far a sequence of ids has come; a plain immutable value.
-
-    Attributes:
-        position: ids (1-D) or steps (2-D) so far.
-        num_frames: coarse frames, once the ids have shown how many there are (`coarse_first`, `delay`).
-        depth: codes so far in the last frame (`variable`).
-    """
-
-    position: int = 0
-    num_frames: int | None = None
-    depth: int = 0
-
-
-class IdGrammar(ABC):
-    """Which ids may follow which: the half of a layout that constrained sampling needs.
-
-    From `start()`, `legal_ranges(state)` says which ids may come next, `advance(state, id)` takes one, and
-    `can_end(state)` says where a sequence may stop.
-
-    Attributes:
-        name: what users call the layout.
-        is_2d: ids are `[Q, S]`, one stream a codebook, rather than `[L]`.
-        vocabulary: the id space.
-    """
-
-    name: ClassVar[str]
-    is_2d: ClassVar[bool] = False
-
-    def __init__(self, vocabulary: AudioVocabulary) -> None:
-        self.vocabulary = vocabulary
-        # A place takes kinds of ids: kind q is codebook q, after the codebooks come "no id" and the pad id.
-        num_codebooks, pad = vocabulary.num_codebooks, vocabulary.pad_token_id
-        self._nothing, self._pad = num_codebooks, num_codebooks + 1
-        self._sizes, self._offsets = vocabulary.codebook_sizes, vocabulary.offsets.tolist()
-        books = [(first, first + size) for first, size in zip(self._offsets, self._sizes, strict=True)]
-        self._ranges = [*books, (0, 0), (pad, pad + 1)]
-
-    @property
-    def num_streams(self) -> int:
-        """Ids a step: 1, or Q for a 2-D layout."""
-        return self.vocabulary.num_codebooks if self.is_2d else 1
-
-    def start(self) -> LayoutState:
-        """The state before the first id."""
-        return LayoutState()
-
-    def legal_ranges(self, state: LayoutState) -> tuple[Any, ...]:
-        """Ids that may come next, as half-open ranges `((first, end), ...)`; for a 2-D layout one such tuple a
-        stream. No ranges where the sequence is over."""
-        streams = tuple(tuple(self._ranges[kind] for kind in kinds) for kinds in self._legal_kinds(state))
-        return streams if self.is_2d else streams[0]
-
-    def advance(self, state: LayoutState, id: Any) -> LayoutState:
-        """The state after one more id, or after one step of Q ids for a 2-D layout.
-
-        Raises:
-            InvalidIdError, SpecialTokenError: an id outside `legal_ranges(state)`.
-        """
-        step = [operator.index(one) for one in (id if self.is_2d else [id])]
-        legal = self._legal_kinds(state)
-        if len(step) != len(legal):
-            raise InvalidIdError(f'A step of layout "{self.name}" has {len(legal)} ids, one a stream; got {len(step)}.')
-        kinds = []
-        for stream, (one, allowed) in enumerate(zip(step, legal, strict=True)):
-            kind = next((k for k in allowed if self._ranges[k][0] <= one < self._ranges[k][1]), None)
-            if kind is None:
-                place = f"position {state.position}" + (f" of stream {stream}" if self.is_2d else "")
-                raise self._refusal(one, place, allowed)
-            kinds.append(kind)
-        return self._next_state(state, kinds)
-
-    @abstractmethod
-    def can_end(self, state: LayoutState) -> bool:
-        """Whether the ids so far are a whole sequence. No ids at all are one of no frames (but see `delay`)."""
-
-    @abstractmethod
-    def _legal_kinds(self, state: LayoutState) -> Sequence[Sequence[int]]:
-        """Kinds of ids that may come next, for each stream."""
-
-    @abstractmethod
-    def _next_state(self, state: LayoutState, kinds: Sequence[int]) -> LayoutState:
-        """The state after a step of ids of these legal kinds, one a stream."""
-
-    # The same for whole arrays, to say in one pass what is wrong with ids that were found not to decode.
-
-    @abstractmethod
-    def _state_after(self, ids: np.ndarray) -> LayoutState:
-        """The state after `ids`, all of them legal."""
-
-    @abstractmethod
-    def _expected_kinds(self, ids: np.ndarray) -> np.ndarray:
-        """In the shape of `ids`: the kind legal at each place after the ids before it. Where two are, the one
-        that the id there has, if it has one of them."""
-
-    def _check_ids(self, ids: ArrayLike) -> np.ndarray:
-        array = as_integers(ids, "ids", InvalidIdError)
-        if array.ndim != 1 + self.is_2d or (self.is_2d and len(array) != self.num_streams):
-            legal = f"[{self.num_streams}, S], one row a codebook" if self.is_2d else "[L], one clip at a time"
-            raise InvalidIdError(f'ids have shape {list(array.shape)}: layout "{self.name}" takes {legal}.')
-        return array
-
-    def _refuse(self, ids: np.ndarray) -> NoReturn:
-        """Raise for `ids` that do not decode: name the first illegal one, or else what is missing at the end."""
-        bounds = np.array(self._ranges)[self._expected_kinds(ids)]
-        illegal = (ids < bounds[..., 0]) | (ids >= bounds[..., 1])
-        position = first_true(np.logical_or.reduce(np.atleast_2d(illegal), axis=0))
-        state = self._state_after(ids[..., :position])
-        if position is not None:
-            self.advance(state, ids[..., position])
-        wanted = " and ".join(dict.fromkeys(map(self._describe, self._legal_kinds(state))))
-        raise IncompleteFrameError(
-            f'The ids end at position {state.position}, before a frame is whole: layout "{self.name}" takes '
-            f"{wanted} next. Give the missing ids, or cut the sequence where it was whole."
-        )
-
-    def _refusal(self, id: int, place: str, allowed: Sequence[int]) -> TokenError:
-        """The error for an id that is not of the `allowed` kinds."""
-        wanted = f'layout "{self.name}" takes {self._describe(allowed)} here'
-        if not 0 <= id < self.vocabulary.size:
-            return InvalidIdError(
-                f"Id {id} at {place} is outside the vocabulary of {self.vocabulary.size} ids: {wanted}. Check that "
-                "the ids come from this codec; where text ids share the vocabulary, subtract the audio offset first."
-            )
-        token = self.vocabulary.id_to_token(id)
-        if id in self.vocabulary.special_ids:
-            return SpecialTokenError(
-                f"Special token {token} (id {id}) at {place} stands among audio ids: {wanted}. Cut special tokens "
-                "off both ends, and decode the clips of a longer sequence one by one."
-            )
-        return InvalidIdError(
-            f"Id {id} ({token}) at {place} is not legal: {wanted}. Check that the ids were made with this layout "
-            "and that none was lost or added before this place."
-        )
-
-    def _describe(self, kinds: Sequence[int]) -> str:
-        books = [f"codebook {k} (ids {first} to {end - 1})" for k, (first, end) in enumerate(self._ranges)]
-        names = [*books[: self._nothing], "", f"the pad id {self.vocabulary.pad_token_id}"]
-        return " or ".join(names[kind] for kind in kinds) or "no more ids"
 
 
 def as_integers(value: ArrayLike, what: str, error: type[TokenError]) -> np.ndarray:
