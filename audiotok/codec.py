@@ -120,7 +120,7 @@ class CodecConfig(PreTrainedConfig):
     # What transformers itself writes into config.json or passes through a config's constructor.
     _foreign_keys: ClassVar[frozenset[str]] = frozenset(
         "_attn_implementation _commit_hash _name_or_path attn_implementation auto_map model_type name_or_path "
-        "num_labels output_attentions torch_dtype".split()
+        "num_labels output_attentions tie_word_embeddings torch_dtype".split()
     )
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -319,23 +319,35 @@ class AudioCodec(PreTrainedAudioTokenizerBase):
             reset()
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any
+    ) -> Any:
         """As in transformers, but float32 unless `dtype` says otherwise, and strict about every tensor.
 
         Raises:
-            WeightMismatchError: tensors are missing, not known or misshapen; each is named.
+            WeightMismatchError: tensors are missing, not known or misshapen; each is named. Not raised where the
+                caller asks for the report (`output_loading_info=True`), nor for misshapen tensors with
+                `ignore_mismatched_sizes=True`.
         """
         if "dtype" not in kwargs and "torch_dtype" not in kwargs:
             kwargs["dtype"] = torch.float32
         wants_report = kwargs.pop("output_loading_info", False)
+        refuse_misshapen = not kwargs.pop("ignore_mismatched_sizes", False)
         with quiet_transformers():  # what does not fit is raised below, not printed
             loaded: Any = super().from_pretrained(
-                name, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+                pretrained_model_name_or_path,
+                *args,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **kwargs,
             )
         model, report = loaded
+        if wants_report:
+            return model, report
         misshapen = [f"{key} {list(found)} (ours: {list(ours)})" for key, found, ours in report["mismatched_keys"]]
-        report_mismatch(sorted(report["missing_keys"]), sorted(report["unexpected_keys"]), misshapen)
-        return (model, report) if wants_report else model
+        refused = misshapen if refuse_misshapen else []
+        report_mismatch(sorted(report["missing_keys"]), sorted(report["unexpected_keys"]), refused)
+        return model
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """As in transformers, without its progress bars."""

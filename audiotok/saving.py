@@ -29,7 +29,7 @@ CODE_VERSION = 1
 # What a codec's config.json holds that changes neither.
 VOLATILE = ("_name_or_path", "transformers_version", "architectures", "dtype", "return_dict", "problem_type")
 OURS = (TOKENIZER_FILE, "config.json", "model.safetensors", "preprocessor_config.json", "README.md")
-NEUTRAL = (".git", ".gitattributes", ".cache", "LICENSE")
+NEUTRAL = (".git", ".gitattributes", ".cache", "LICENSE", "CREDITS.md", "curves.png")
 
 _weights_cache: dict[int, tuple[tuple[Any, ...], str]] = {}
 

@@ -115,7 +115,7 @@ class AuvConfig(CodecConfig):
         self.domain_ranges = {name: list(span) for name, span in (self.domain_ranges or {}).items()}
         super().__post_init__(**kwargs)
         # Written out in full, so that config.json says what the model is whatever the defaults become.
-        self.encoder_config, self.decoder_config = asdict(self.encoder), asdict(self.decoder)
+        self.encoder_config, self.decoder_config = asdict(self.encoder_stack), asdict(self.decoder_stack)
         for name in self.input_features:
             check_choice("input_features", name, INPUT_FEATURES)
         if self.hop_length % 2 or (self.hop_length % 4 and "subframe_mel" in self.input_features):
@@ -128,11 +128,11 @@ class AuvConfig(CodecConfig):
                 )
 
     @property
-    def encoder(self) -> AuvStack:
+    def encoder_stack(self) -> AuvStack:
         return AuvStack.from_dict("encoder_config", self.encoder_config or {})
 
     @property
-    def decoder(self) -> AuvStack:
+    def decoder_stack(self) -> AuvStack:
         return AuvStack.from_dict("decoder_config", self.decoder_config or {})
 
     @property
@@ -141,11 +141,12 @@ class AuvConfig(CodecConfig):
 
     @property
     def num_hidden_layers(self) -> int:
-        return self.encoder.num_layers + self.decoder.num_layers
+        """Of the encoder, whose states `output_hidden_states=True` shows."""
+        return self.encoder_stack.num_layers
 
     @property
     def num_attention_heads(self) -> int:
-        return self.encoder.num_attention_heads or self.hidden_size // self.encoder.head_dim
+        return self.encoder_stack.num_attention_heads or self.hidden_size // self.encoder_stack.head_dim
 
     @property
     def n_fft(self) -> int:
@@ -164,8 +165,8 @@ class AuvConfig(CodecConfig):
             channels=1,
             hop_length=self.hop_length,
             codebook_sizes=self.codebook_sizes,
-            receptive_field_samples=_reach(self.encoder, self),
-            decoder_reach_samples=_reach(self.decoder, self),
+            receptive_field_samples=_reach(self.encoder_stack, self),
+            decoder_reach_samples=_reach(self.decoder_stack, self),
         )
 
 

@@ -115,7 +115,7 @@ class AuvEncoder(nn.Module):
         super().__init__()
         self.front_end = AuvFrontEnd(config)
         self.input_proj = nn.Linear(self.front_end.width, config.hidden_size)
-        self.backbone = build_stack(config.encoder, config.hidden_size)
+        self.backbone = build_stack(config.encoder_stack, config.hidden_size)
 
     def forward(self, waveform: Tensor, lengths: list[int]) -> tuple[Tensor, list[Tensor]]:
         """`[B, N]` → latents `[B, C, F]`, and the hidden states `[B, F, C]`."""
@@ -159,7 +159,7 @@ class AuvDecoder(nn.Module):
     def __init__(self, config: AuvConfig) -> None:
         super().__init__()
         self.hop = config.hop_length
-        self.backbone = build_stack(config.decoder, config.hidden_size)
+        self.backbone = build_stack(config.decoder_stack, config.hidden_size)
         self.head = ISTFTHead(config.hidden_size, config.n_fft)
 
     def forward(self, quantized: Tensor, frames: Sequence[int]) -> AuvDecoded:
@@ -240,6 +240,10 @@ class AuvModel(AudioCodec):
         those of the input). `loss` = commitment_cost * commitment + codebook, as the published quantizer has it.
         """
         self._check_waveforms(input_values)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if return_dict is None:
+            return_dict = self.config.return_dict
         waveform, lengths = self._framed(input_values, padding_mask)
         latents, hidden_states = self.encoder(waveform, lengths)
         losses: dict[str, Tensor] = {}
@@ -263,7 +267,7 @@ class AuvModel(AudioCodec):
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
             distillation_features=decoded.hidden_states[self.config.distill_depth],
         )
-        return output if return_dict is not False else output.to_tuple()
+        return output if return_dict else output.to_tuple()
 
     def _encode(self, input_values: Tensor, lengths: list[int], return_margins: bool, **options: Any) -> CodecOutput:
         ranges = self._ranges(options.get("domain"), len(input_values))
