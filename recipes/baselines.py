@@ -25,7 +25,7 @@ Waveform = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """`waveform` `[samples]`, as long as the input, and the bits per second that it took; None where none were spent."""
+    """`waveform` `[samples]`, as long as the input, and the bits per second that it took (None: nothing was coded)."""
 
     waveform: Waveform
     bits_per_second: float | None

@@ -151,7 +151,8 @@ class CodecTrainer:
         text = yaml.safe_dump(to_dict(self.config), sort_keys=False)
         (self.output / "config.yaml").write_text(text, encoding="utf-8")
         losses = loss_columns(self.schedule.stages)
-        return RunReport(self.output, losses, list(COLUMNS), self.sampling_rate, self.progress.step, self.console)
+        done, total = self.progress.step, self.schedule.total_steps
+        return RunReport(self.output, losses, list(COLUMNS), self.sampling_rate, done, total, self.console)
 
     def _build_part(self, part: str) -> None:
         """A further network, built when the first stage that needs it begins."""
@@ -198,22 +199,21 @@ class CodecTrainer:
             self._build_part("adversary")
         if moment.weighs("distillation") and self.distillation is None:
             self._build_part("distillation")
-        if moment.stage.fit_codebook and moment.stage.name not in self.progress.fitted_stages:
-            self._fit_book()
+        if self.book and moment.stage.fit_codebook and moment.stage.name not in self.progress.fitted_stages:
+            self._fit_book(self.book)
             self.progress.fitted_stages.append(moment.stage.name)
 
-    def _fit_book(self) -> None:
+    def _fit_book(self, book: MovingAverageBook) -> None:
         """k-means on latents of training crops; the first process fits, the others receive its rows."""
-        settings, rows = self.config.codebook, self.book.weight
+        settings, rows = self.config.codebook, book.weight
         fitted = torch.zeros_like(rows)
         if self.accelerator.is_main_process:
             weights, frames = self.config.data.domain_weights, settings.fit_frames
             with self.console.status("fitting the book"):
                 latents = collect_latents(self.codec, self.dataset, self.ranges, weights, frames, self.accelerator)
-                fitted += fit_nested_book(
-                    latents, self.ranges, len(rows), settings.fit_iterations, self.config.seed
-                ).to(rows)
-        self.book.restart(self.accelerator.reduce(fitted))
+                found = fit_nested_book(latents, self.ranges, len(rows), settings.fit_iterations, self.config.seed)
+                fitted += found.to(rows)
+        book.restart(self.accelerator.reduce(fitted))
 
     def _learn(self, batch: dict[str, Any], moment: Moment) -> None:
         """One forward and backward pass; the weights move where a step's micro-batches are complete."""
@@ -224,7 +224,7 @@ class CodecTrainer:
             z = self.codec.quantizer.project_in(out.latents)
             terms = self.objective(out, audio, z, moment.stage.loss_weights)
             terms |= self._criticism(audio, out.audio_values, moment)
-            if moment.weighs("distillation"):
+            if self.distillation and moment.weighs("distillation"):
                 terms["distillation"] = self.distillation.comparison(out.distillation_features, audio, domains)
             total = weighted_sum(terms, moment.stage.loss_weights)
             self.accelerator.backward(total)
@@ -246,7 +246,7 @@ class CodecTrainer:
 
     def _criticism(self, real: Tensor, fake: Tensor, moment: Moment) -> dict[str, Tensor]:
         """Let the discriminators learn, and (after their warm-up) say what they see."""
-        if not moment.weighs("adversarial", "feature_matching"):
+        if self.adversary is None or not moment.weighs("adversarial", "feature_matching"):
             return {}
         real, fake = self.adversary.excerpt(real, fake)
         if moment.step % self.config.adversarial.every == 0:
@@ -263,7 +263,7 @@ class CodecTrainer:
             self.means.add({"gradient_norm": norm})
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if moment.weighs("distillation"):
+        if self.distillation and moment.weighs("distillation"):
             self.distillation.update(moment.learning_rate)
 
     # Counting, reporting, saving
@@ -307,12 +307,12 @@ class CodecTrainer:
             self._keep_best(figures, moment)
             every = self.config.validation.samples_every
             if every and (self.progress.step % every == 0 or moment.is_last):
+                self.report.draw_curves()
                 self.report.samples(self.progress.step, self.validator.clips, outputs, self.config.validation.samples)
         self.accelerator.wait_for_everyone()
 
     def _keep_best(self, figures: dict[str, float], moment: Moment) -> None:
         name, best = self.config.validation.best_by, self.progress.best_score
-        check_choice("validation.best_by", name, figures)
         score = -figures[name] if name in LOWER_IS_BETTER else figures[name]
         if moment.quantizes and (best is None or score > best):
             self.progress.best_score = score

@@ -16,9 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    done = subprocess.run(
-        [str(word) for word in command], cwd=cwd, capture_output=True, text=True, timeout=900, env={**kept, **environment}
-    )
+    words, env = [str(word) for word in command], {**kept, **environment}
+    done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=900, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -40,7 +39,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def check_installed(python: Path, folder: Path) -> None:
     """From an empty folder: module homes, the CLI, the bundled checkpoint there and back."""
-    home = run(python, "-c", "import audiotok, audiotok.recipes, audiotok.integrations as i; print(i.__file__)", cwd=folder)
+    home = run(python, "-c", "import audiotok.recipes, audiotok.integrations as i; print(i.__file__)", cwd=folder)
     assert str(python.parents[1]) in home
     assert "audiotok/auv-mini" in run(python.parent / "audiotok", "list", cwd=folder)
     code = (
@@ -49,13 +48,9 @@ def check_installed(python: Path, folder: Path) -> None:
         "print(t.decode(e.input_ids, length=e.audio_lengths).shape[1])"
     )
     assert run(python, "-c", code, cwd=folder, HF_HUB_OFFLINE="1").split()[-1] == "5000"
-    run(python, "-c", "import importlib.resources as r; assert r.files('audiotok').joinpath('py.typed').is_file()", cwd=folder)
-    run(
-        python,
-        "-c",
-        "import importlib.resources as r; assert r.files('audiotok.recipes').joinpath('configs/auv_mini.yaml').is_file()",
-        cwd=folder,
-    )
+    for package, name in (("audiotok", "py.typed"), ("audiotok.recipes", "configs/auv_mini.yaml")):
+        code = f"import importlib.resources as r; assert r.files('{package}').joinpath('{name}').is_file()"
+        run(python, "-c", code, cwd=folder)
 
 
 def test_wheel_installs_elsewhere(wheel: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from audiotok.recipes.training.strict import apply_override, build
 
 LOSS_NAMES = (
     "mel",
+    "mel_convergence",
     "magnitude",
     "commitment",
     "codebook",
@@ -173,8 +174,8 @@ class ValidationSection:
         clips: held-out clips, spread over the domains by their share.
         seconds: how much of each clip.
         intelligibility: STOI and ESTOI of the speech clips (needs pystoi).
-        best_by: column of validation.csv that decides which weights are `best`.
-        samples_every: audio and a spectrogram picture every so many steps; 0 = never.
+        best_by: which figure decides what weights are `best`: mel_distance, stoi or estoi.
+        samples_every: `curves.png`, audio and spectrograms at validations of every so many steps; 0 = never.
         samples: clips to write.
     """
 
@@ -240,6 +241,10 @@ def _check(config: TrainConfig) -> None:
     if not 0 <= data.validation_fraction < 1:
         raise ConfigError(f"data.validation_fraction={data.validation_fraction} is not legal: 0 <= fraction < 1.")
     _check_domains(config)
+    best_by = config.validation.best_by
+    check_choice("validation.best_by", best_by, ("mel_distance", "stoi", "estoi"))
+    if best_by != "mel_distance" and not config.validation.intelligibility:
+        raise ConfigError(f"validation.best_by={best_by} needs validation.intelligibility=true.")
     names = [stage.name for stage in config.stages]
     if not any(stage.steps > 0 for stage in config.stages) or not all(names) or len(set(names)) < len(names):
         raise ConfigError(f"stages={names}: each needs a name of its own, and one at least 1 step.")

@@ -11,11 +11,11 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import soxr
@@ -133,24 +133,29 @@ def _build_corpus(
     progress: Callable[[list[Any], str], Iterator[Any]],
 ) -> None:
     """Resample every clip (and its copies) into a temporary folder, then give it its name."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-    unfinished.mkdir(parents=True)
-    clips: list[dict[str, Any]] = []
-    offset = 0
-    with (unfinished / "samples.int16").open("wb") as file:
-        for row in progress(rows, "resampling"):
-            wave = load_audio(folder / row["file_name"], channels=1, downmix="mean")
-            for speed in (1.0, *speed_copies.get(row["domain"], [])):
-                samples = _to_int16(soxr.resample(wave.samples[0], wave.sampling_rate * speed, sampling_rate))
-                file.write(samples.tobytes())
-                clip = Clip(row["file_name"], row["domain"], clip_group(row), offset, len(samples), speed)
-                clips.append(dataclasses.asdict(clip))
-                offset += len(samples)
-    (unfinished / "index.json").write_text(json.dumps(clips), encoding="utf-8")
-    if path.exists():
-        shutil.rmtree(unfinished)  # another process finished the same cache first
-    else:
-        unfinished.rename(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, suffix=".unfinished") as temporary:
+        unfinished = Path(temporary) / path.name
+        unfinished.mkdir()
+        clips: list[Clip] = []
+        with (unfinished / "samples.int16").open("wb") as file:
+            for row in progress(rows, "resampling"):
+                _append_clips(file, clips, folder, row, sampling_rate, speed_copies.get(row["domain"], []))
+        index = json.dumps([dataclasses.asdict(clip) for clip in clips])
+        (unfinished / "index.json").write_text(index, encoding="utf-8")
+        if not path.exists():  # else another process finished the same cache first
+            unfinished.rename(path)
+
+
+def _append_clips(
+    file: BinaryIO, clips: list[Clip], folder: Path, row: dict[str, Any], sampling_rate: int, speeds: list[float]
+) -> None:
+    """Write a recording and its copies to the end of the flat file and of the index."""
+    wave = load_audio(folder / row["file_name"], channels=1, downmix="mean")
+    for speed in (1.0, *speeds):
+        samples = _to_int16(soxr.resample(wave.samples[0], wave.sampling_rate * speed, sampling_rate))
+        clips.append(Clip(row["file_name"], row["domain"], clip_group(row), file.tell() // 2, len(samples), speed))
+        file.write(samples.tobytes())
 
 
 def _to_int16(audio: np.ndarray) -> np.ndarray:

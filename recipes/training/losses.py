@@ -34,8 +34,11 @@ class LogMelScale(nn.Module):
         self.floor = floor
 
     def forward(self, audio: Tensor) -> Tensor:
-        magnitude = magnitude_spectrogram(audio, self.window, self.hop_length)
-        return torch.log(self.bank @ magnitude + self.floor)
+        return torch.log(self.magnitude(audio) + self.floor)
+
+    def magnitude(self, audio: Tensor) -> Tensor:
+        """`[B, N]` -> mel magnitudes `[B, bands, frames]`."""
+        return self.bank @ magnitude_spectrogram(audio, self.window, self.hop_length)
 
 
 class MultiScaleMel(nn.Module):
@@ -54,13 +57,25 @@ class MultiScaleMel(nn.Module):
 
     def forward(self, reconstruction: Tensor, target: Tensor) -> Tensor:
         """Both `[B, 1, N]`; returns a scalar."""
+        return self.terms(reconstruction, target)["mel"]
+
+    def terms(self, reconstruction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Two scalars from the same spectrograms, each a mean over scales.
+
+        `mel` is the mean absolute difference of logarithms: every band counts alike, loud or soft. `mel_convergence`
+        is |M - M'| / |M| (Frobenius norms of the linear magnitudes of each clip, as in Parallel WaveGAN,
+        arXiv 1910.11480): it counts what is loud, and keeps the level that the median-like `mel` loses.
+        """
         reconstruction, target = reconstruction.flatten(0, 1), target.flatten(0, 1)
-        distances = []
+        distances, convergences = [], []
         for scale in self.scales:
             with torch.no_grad():
-                wanted = scale(target)
-            distances.append(F.l1_loss(scale(reconstruction), wanted))
-        return torch.stack(distances).mean()
+                wanted = scale.magnitude(target)
+            got = scale.magnitude(reconstruction)
+            distances.append(F.l1_loss(torch.log(got + scale.floor), torch.log(wanted + scale.floor)))
+            energy = wanted.flatten(1).norm(dim=1).clamp_min(MIN_POWER**0.5)
+            convergences.append(((got - wanted).flatten(1).norm(dim=1) / energy).mean())
+        return {"mel": torch.stack(distances).mean(), "mel_convergence": torch.stack(convergences).mean()}
 
 
 class BandCorrelation(nn.Module):

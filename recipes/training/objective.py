@@ -29,8 +29,9 @@ class Objective(nn.Module):
             z: `[B, d, T]` what the quantizer searches with.
         """
         terms = {name: value for name, value in (out.losses or {}).items() if weights.get(name)}
-        if weights.get("mel"):
-            terms["mel"] = self.mel(out.audio_values, target)
+        if weights.get("mel") or weights.get("mel_convergence"):
+            mel = self.mel.terms(out.audio_values, target)
+            terms |= {name: value for name, value in mel.items() if weights.get(name)}
         if weights.get("correlation"):
             terms["correlation"] = self.correlation(out.audio_values, target)
         if weights.get("spread"):

@@ -53,12 +53,24 @@ class Table:
 
 
 class RunReport:
-    """Everything written for people; only the main process has one."""
+    """Everything written for people; only the main process has one.
+
+    Args:
+        losses, figures: columns of `log.csv` and `validation.csv`, beside step, stage and time.
+        step: what is done already; later rows of an earlier attempt are cut.
+    """
 
     def __init__(
-        self, folder: Path, losses: list[str], figures: list[str], sampling_rate: int, step: int, console: Console
+        self,
+        folder: Path,
+        losses: list[str],
+        figures: list[str],
+        sampling_rate: int,
+        step: int,
+        total_steps: int,
+        console: Console,
     ) -> None:
-        self.folder, self.sampling_rate, self.console = folder, sampling_rate, console
+        self.folder, self.sampling_rate, self.total_steps, self.console = folder, sampling_rate, total_steps, console
         self.losses, self.figures = losses, figures
         columns = ["step", "stage", "seconds", "learning_rate", "audio_seconds_per_second", "gradient_norm"]
         self.training = Table(folder / "log.csv", [*columns, *losses], step)
@@ -68,13 +80,15 @@ class RunReport:
         self.training.add(row)
         shown = "  ".join(f"{name} {row[name]:.4f}" for name in self.losses if name in row)
         speed = f"{row['audio_seconds_per_second']:.1f} audio-s/s"
-        self._say(f"[{row['stage']}] step {row['step']}  {shown}  {speed}")
+        self._say(f"{self._where(row)}  {shown}  {speed}")
 
     def validation_row(self, row: dict[str, object]) -> None:
         self.validation.add(row)
         shown = "  ".join(f"{name} {row[name]:.4g}" for name in self.figures if name in row)
-        self._say(f"[{row['stage']}] step {row['step']}  validation: {shown}")
-        self.draw_curves()
+        self._say(f"{self._where(row)}  validation: {shown}")
+
+    def _where(self, row: dict[str, object]) -> str:
+        return f"[{row['stage']}] step {row['step']}/{self.total_steps}"
 
     def _say(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -130,8 +144,9 @@ def _figure(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.2 * columns, 2.2 * rows), layout="constrained")
+    figure = Figure(figsize=(3.2 * columns, 2.2 * rows))
     FigureCanvasAgg(figure)
+    figure.subplots_adjust(0.05, 0.05, 0.98, 0.95, wspace=0.25, hspace=0.45)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
