@@ -113,7 +113,7 @@ def level_ratio(reference: Any, decoded: Any, sampling_rate: int | None = None) 
 def level_ratio_db(reference: Any, decoded: Any, sampling_rate: int | None = None) -> float:
     """`level_ratio` in dB: negative where the decoded clip is too quiet."""
     reference, decoded = _pair(reference, decoded)
-    return _power_db(np.mean(decoded**2), np.mean(reference**2))
+    return _power_db(float(np.mean(decoded**2)), float(np.mean(reference**2)))
 
 
 def band_bias(reference: Any, decoded: Any, sampling_rate: int) -> dict[float, float]:
@@ -130,7 +130,7 @@ def band_bias(reference: Any, decoded: Any, sampling_rate: int) -> dict[float, f
     inside = (bins >= edges[:-1, None]) & (bins < edges[1:, None])
     powers = [inside @ spectrum for spectrum in spectra]
     heard = powers[0] > 1e-6 * powers[0].max(initial=0.0)
-    return {centre: _power_db(d, r) for centre, r, d, h in zip(centres, *powers, heard, strict=True) if h}
+    return {centre: _power_db(float(d), float(r)) for centre, r, d, h in zip(centres, *powers, heard, strict=True) if h}
 
 
 def worst_band_db(reference: Any, decoded: Any, sampling_rate: int) -> float:
@@ -306,7 +306,7 @@ def _pesq_piece(package: ModuleType, reference: Samples, decoded: Samples, rate:
     """MOS-LQO of at most 20 s of mono, None where the reference holds no utterance."""
     if np.ptp(reference) == 0:  # the package divides by the peak
         return None
-    if _power_db(np.var(decoded), np.var(reference)) <= -MAX_DB:
+    if _power_db(float(np.var(decoded)), float(np.var(reference))) <= -MAX_DB:
         return 1.0
     try:
         return package.pesq(rate, reference, decoded, "wb" if rate == WIDE_BAND else "nb")
@@ -362,7 +362,10 @@ def _speech_pair(reference: Any, decoded: Any, sampling_rate: int, rate: int) ->
 
 
 def _resample(samples: Samples, sampling_rate: int, rate: int) -> Samples:
-    return samples if sampling_rate == rate else soxr.resample(samples.T, sampling_rate, rate).T
+    if sampling_rate == rate:
+        return samples
+    silent = np.ptp(samples, axis=1, keepdims=True) == 0  # a constant stays silent: its ends would ring
+    return soxr.resample(np.where(silent, 0.0, samples).T, sampling_rate, rate).T
 
 
 def _optional_package(name: str) -> ModuleType:
@@ -381,14 +384,12 @@ _FRAMES_PER_BLOCK = 1024
 
 
 def _si_sdr(reference: Samples, decoded: Samples) -> float:
+    silent = np.ptp(reference) == 0, np.ptp(decoded) == 0
+    if any(silent):
+        return MAX_DB if all(silent) else -MAX_DB
     reference, decoded = reference - reference.mean(), decoded - decoded.mean()
-    energy = reference @ reference
-    if energy == 0:
-        return MAX_DB if not decoded.any() else -MAX_DB
-    target = (decoded @ reference) / energy * reference
+    target = (decoded @ reference) / (reference @ reference) * reference
     distortion = decoded - target
-    if not decoded.any():
-        return -MAX_DB
     return _power_db(target @ target, distortion @ distortion)
 
 

@@ -36,6 +36,8 @@ GROUPS: dict[str, Group] = {
     "sound": Group("audio", GENERAL_SCORES),
 }
 ALL = "all"
+# Marks a mean over some of the clips.
+SOME = "†"
 
 
 @dataclass(frozen=True)
@@ -264,7 +266,9 @@ def gaps_table(evaluation: Evaluation) -> Table:
                 what = f"{METRICS[name].label} of {len(reasons)} clips: {group}"
                 gaps.setdefault((what, reasons[0]), []).append(system)
     rows = [[what, ", ".join(systems), reason] for (what, reason), systems in gaps.items()]
-    return Table("Not scored", ["what", "codec", "why (first clip)"], rows, numbers=False)
+    return Table(
+        f"Not scored ({SOME}: mean of the other clips)", ["what", "codec", "why (first clip)"], rows, numbers=False
+    )
 
 
 def _heading(name: str) -> str:
@@ -278,7 +282,7 @@ def _cells(summary: dict[str, Any], names: Sequence[str], count: int) -> list[st
 
 def _cell(name: str, found: dict[str, Any], count: int) -> str:
     text = METRICS[name].format(found["mean"])
-    return text if found["clips"] == count else f"{text} (n={found['clips']})"
+    return text if found["clips"] == count else text + SOME
 
 
 def _worst_band(bands: dict[str, float]) -> str:

@@ -37,7 +37,9 @@ def rng() -> np.random.Generator:
 def write_audio(tmp_path: Path) -> WriteAudio:
     """Write `[N]` or `[C, N]` samples with soundfile; the suffix says the format (wav, flac, ogg, mp3)."""
 
-    def write(name: str, samples: np.ndarray, sampling_rate: int, subtype: str | None = None, **options: object) -> Path:
+    def write(
+        name: str, samples: np.ndarray, sampling_rate: int, subtype: str | None = None, **options: object
+    ) -> Path:
         path = tmp_path / name
         soundfile.write(path, np.asarray(samples).T, sampling_rate, subtype=subtype, **options)
         return path
