@@ -8,8 +8,10 @@ What soundfile alone gets wrong for a corpus tool, measured with libsndfile 1.2.
 - A WAV that was written to a pipe says 0 bytes of audio, or 2^31 or 2^32 less a little. These placeholders are no
   promise: such a file is legal and read to its end (chunks after the audio, if any, cannot be told from audio).
 - An MP3 without a Xing/Info header gets its length guessed from its first frame and is cut there: a variable
-  rate file kept 23 % of its samples. Its length is left unknown and it is read to its end.
+  rate file kept 23 % of its samples. It is read as the stream that it is, see `_Pipe`.
 - libmpg123 prints remarks about odd tags and damaged frames on stderr: see `_muted_stderr`.
+- Python file objects are read through callbacks, in which Ctrl-C is lost and looks like the end of the file.
+  libsndfile gets real files only.
 
 Not detected: a cut Ogg file (a stream of pages that promises no length), cut files of rarer formats, and what is
 chained behind the first stream of an Ogg or FLAC file, which libsndfile does not read.
@@ -19,14 +21,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, NoReturn, TypeVar
+from typing import BinaryIO, NoReturn, cast
 
 import soundfile
 
-from audiotok.audio_headers import find_audio_chunk, has_mp3_length, read_fully
+from audiotok.audio_headers import find_audio_chunk, has_mp3_length, mp3_start
 from audiotok.errors import (
     AudioNotReadableError,
     EmptyFileError,
@@ -37,9 +40,6 @@ from audiotok.errors import (
 from audiotok.waveforms import MAX_SAMPLING_RATE, MIN_SAMPLING_RATE, FloatArray
 
 
-_Answer = TypeVar("_Answer")
-
-
 @dataclass(frozen=True)
 class AudioInfo:
     """What is known of a recording without decoding it.
@@ -47,7 +47,8 @@ class AudioInfo:
     Attributes:
         sampling_rate: Hz.
         channels: 1 mono, 2 stereo, ...
-        num_samples: of each channel; None where only decoding can tell (MP3 without a Xing/Info header).
+        num_samples: of each channel; None where only decoding can tell (MP3 without a Xing/Info header, FLAC
+            written to a pipe). In Ogg it is the time stamp of the last page, in MP3 two frames may be missing.
         format: container as libsndfile names it ("WAV", "FLAC", "OGG", "MP3", ...); "ARRAY" for arrays.
         subtype: encoding as libsndfile names it ("PCM_16", "VORBIS", ...); "FLOAT" for arrays.
     """
@@ -71,31 +72,30 @@ _SAMPLE_BYTES |= {"FLOAT": 4, "DOUBLE": 8}
 # Encoders differ by up to two MP3 frames in what they count as the length (the tag's own frame, the delay).
 _MP3_SLACK = 2 * 1152
 
-# libsndfile reports SF_COUNT_MAX for "unknown", and estimates near `_ENDLESS` for an MP3 of pretended size.
-_UNKNOWN_LENGTH = 1 << 36
+# libsndfile's number for a length that it does not know is 2^63 - 1; the longest that a FLAC header holds is this.
+_LONGEST = (1 << 36) - 1
 
 
 class DecodedFile:
     """The samples of one audio file, forward only, in blocks; `info` holds what its header says.
 
     Args:
-        file: seekable binary file, read from its beginning, whatever its position.
+        file: a regular file of the operating system, which is closed by `close`.
         name: what error messages call it.
-        owns_file: `close` closes `file` too.
 
     Raises:
         EmptyFileError, NotAudioError, TruncatedAudioError, SamplingRateError, AudioNotReadableError.
     """
 
-    def __init__(self, file: BinaryIO, name: str, *, owns_file: bool) -> None:
-        self._file, self._name, self._position = file, name, 0
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        self._name, self._position = name, 0
         self._resources = contextlib.ExitStack()
-        if owns_file:
-            self._resources.callback(file.close)
+        self._resources.callback(file.close)
         try:
-            self._input, self._decoder = self._open()
-            self._resources.callback(self._decoder.close)
-            self.info = self._read_info()
+            self._open(file.fileno())
+        except OSError as error:
+            self.close()
+            raise AudioNotReadableError(f"{name} cannot be read ({error}).") from error
         except BaseException:
             self.close()
             raise
@@ -111,56 +111,55 @@ class DecodedFile:
         if promised is not None:  # what lies behind the audio (tags, other streams) is not decoded
             num_samples = min(num_samples, promised - self._position)
         try:
-            with _muted_stderr(self.info.subtype.startswith("MPEG")):
+            with _muted_stderr(self.info.subtype.startswith("MPEG"), self._pipe):
                 block = self._decoder.read(num_samples, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             self._fail(num_samples, error)
-        self._input.raise_pending(self._name)
         self._position += len(block)
         if len(block) == 0:
             self._check_complete()
-        return block
+        return cast(FloatArray, block)
 
     def close(self) -> None:
-        """Close the decoder, and the file if it is owned."""
+        """Close the decoder and the file."""
         self._resources.close()
 
-    def _open(self) -> tuple[_DecoderInput, _ForwardFile]:
-        size = self._inspect(lambda file: file.seek(0, os.SEEK_END))
-        if size == 0:
+    def _open(self, file: int) -> None:
+        if os.fstat(file).st_size == 0:
             raise EmptyFileError(f"{self._name} is empty (0 bytes): there is no audio in it.")
-        self._chunk = self._inspect(lambda file: find_audio_chunk(file, size))
-        overlay = (0, b"")
+        self._chunk = find_audio_chunk(file)
+        self._pipe: _Pipe | None = None
         if self._chunk is not None and self._chunk.size == 0 and self._chunk.is_streamed:
-            # libsndfile takes 0 at its word; the other placeholder makes it read to the end.
-            overlay = (self._chunk.offset - 4, b"\xff\xff\xff\xff")
-        source = _DecoderInput(self._file, size, overlay=overlay)
-        decoder = self._start(source)
-        if decoder.format == "MP3" and not self._inspect(has_mp3_length):
-            decoder.close()
-            source = _DecoderInput(self._file, size, pretended_size=_ENDLESS)
-            decoder = self._start(source)
-        return source, decoder
+            # libsndfile takes a length of 0 at its word, and reads on to the end with the other placeholder.
+            head = os.pread(file, self._chunk.offset - 4, 0) + b"\xff\xff\xff\xff"
+            self._decoder = self._start_stream(file, head, self._chunk.offset)
+        else:
+            self._decoder = self._start(file)
+        if self._decoder.format == "MP3" and not has_mp3_length(file):
+            self._decoder.close()
+            self._decoder = self._start_stream(file, b"", mp3_start(file))
+            if self._decoder.frames <= _LONGEST:  # by a guess at which libsndfile would stop
+                raise NotAudioError(
+                    f"{self._name} has a Xing tag without the number of frames, with which libsndfile cannot read it "
+                    "to its end: write it anew (ffmpeg -i old.mp3 -c copy new.mp3)."
+                )
+        self._resources.callback(self._decoder.close)
+        self.info = self._read_info()
 
-    def _inspect(self, question: Callable[[BinaryIO], _Answer]) -> _Answer:
-        """Ask something of the file itself, before libsndfile gets it."""
-        try:
-            return question(self._file)
-        except (OSError, ValueError) as error:  # ValueError: it is closed
-            raise AudioNotReadableError(f"{self._name} cannot be read ({error}).") from error
+    def _start_stream(self, file: int, head: bytes, start: int) -> _ForwardFile:
+        self._pipe = _Pipe(file, head, start)
+        self._resources.callback(self._pipe.close)
+        return self._start(self._pipe.read_end)
 
-    def _start(self, source: _DecoderInput) -> _ForwardFile:
+    def _start(self, file: int) -> _ForwardFile:
         try:
-            with _muted_stderr(True):
-                decoder = _ForwardFile(source)
+            with _muted_stderr(True, self._pipe):
+                return _ForwardFile(file, closefd=False)
         except soundfile.LibsndfileError as error:
-            source.raise_pending(self._name)
             raise NotAudioError(
                 f"{self._name} is no audio that libsndfile {soundfile.__libsndfile_version__} understands "
                 f"({_reason(error)}): give WAV, FLAC, Ogg, MP3, AIFF or the like, whole."
             ) from error
-        source.raise_pending(self._name)
-        return decoder
 
     def _read_info(self) -> AudioInfo:
         decoder = self._decoder
@@ -172,12 +171,12 @@ class DecodedFile:
             )
         # MPEG audio inside WAV: an estimate that no header backs.
         estimated = decoder.subtype.startswith("MPEG") and decoder.format != "MP3"
-        known = decoder.frames < _UNKNOWN_LENGTH and not estimated
+        known = self._pipe is None and decoder.frames <= _LONGEST and not estimated
         frames = decoder.frames if known else None
         return AudioInfo(decoder.samplerate, decoder.channels, frames, decoder.format, decoder.subtype)
 
     def _check_size(self, decoder: _ForwardFile) -> None:
-        """Raise `TruncatedAudioError` if the audio chunk of a WAV or AIFF file would end behind the file's end."""
+        """Raise `TruncatedAudioError` if the audio would end behind the file's end."""
         chunk = self._chunk
         if chunk is None or chunk.is_streamed or chunk.size <= chunk.available:
             return
@@ -189,17 +188,19 @@ class DecodedFile:
         )
 
     def _fail(self, num_samples: int, error: soundfile.LibsndfileError) -> NoReturn:
-        self._input.raise_pending(self._name)
-        reason = _reason(error)
         where = f"between sample {self._position} and {self._position + num_samples}"
+        if error.code == _SYSTEM_ERROR:
+            raise AudioNotReadableError(f"{self._name} cannot be read {where}: check the disk.") from error
         if self.info.num_samples is None:
-            raise NotAudioError(f"{self._name} is damaged: decoding fails {where} ({reason}).") from error
+            raise NotAudioError(f"{self._name} is damaged: decoding fails {where} ({_reason(error)}).") from error
         raise TruncatedAudioError(
             f"{self._name} is cut off or damaged: its header promises {self.info.num_samples} samples, decoding "
-            f"fails {where} ({reason}). Fetch it again."
+            f"fails {where} ({_reason(error)}). Fetch it again."
         ) from error
 
     def _check_complete(self) -> None:
+        if self._pipe is not None and self._pipe.error is not None:
+            raise AudioNotReadableError(f"{self._name} cannot be read ({self._pipe.error}).") from self._pipe.error
         promised = self.info.num_samples
         slack = _MP3_SLACK if self.info.format == "MP3" else 0
         # An Ogg stream promises nothing: its "length" is the time stamp of its last page.
@@ -211,6 +212,9 @@ class DecodedFile:
         )
 
 
+_SYSTEM_ERROR = 2  # libsndfile's SF_ERR_SYSTEM: the operating system refused
+
+
 class _ForwardFile(soundfile.SoundFile):
     """A `SoundFile` that never seeks: soundfile asks `seekable` before it does."""
 
@@ -218,65 +222,37 @@ class _ForwardFile(soundfile.SoundFile):
         return False
 
 
-# Larger than any file, small enough that libmpg123's estimate of the length stays in 64 bits.
-_ENDLESS = 1 << 40
+class _Pipe:
+    """Shows a file to libsndfile as a stream: it then makes no guess at the length, and reads to the end.
 
-
-class _DecoderInput:
-    """A binary file as libsndfile's callbacks see it.
-
-    No exception can pass through C, so none leaves these methods: the first is kept for `raise_pending`, and
-    libsndfile sees the end of the file.
-
-    Args:
-        file: seekable, `size` bytes long.
-        overlay: offset and bytes to show instead of what the file holds there.
-        pretended_size: show a file of this size, zeros behind the real end where a tag is looked for there.
+    A thread copies `head`, and the file from `start` on, into the pipe `read_end`. `error` is what went wrong with
+    reading the file.
     """
 
-    def __init__(
-        self, file: BinaryIO, size: int, *, overlay: tuple[int, bytes] = (0, b""), pretended_size: int | None = None
-    ) -> None:
-        self._file, self._size, self._overlay = file, size, overlay
-        self._shown_size = size if pretended_size is None else pretended_size
-        self._position = 0
-        self._error: Exception | None = None
+    def __init__(self, file: int, head: bytes, start: int) -> None:
+        self.error: OSError | None = None
+        self.read_end, write_end = os.pipe()
+        self._thread = threading.Thread(target=self._copy, args=(file, write_end, head, start), daemon=True)
+        self._thread.start()
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._shown_size}[whence]
-        self._position = max(0, base + offset)
-        return self._position
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
 
-    def tell(self) -> int:
-        return self._position
+    def close(self) -> None:
+        os.close(self.read_end)  # a copy that is still going on fails with EPIPE and ends
+        self._thread.join()
 
-    def readinto(self, buffer: Any) -> int:
-        if self._position > self._size and self._shown_size > self._size:
-            data = bytes(min(len(buffer), max(0, self._shown_size - self._position)))
-        else:
-            data = self._read(len(buffer))
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
-
-    def raise_pending(self, name: str) -> None:
-        """Raise what reading the file raised inside a callback, if anything did."""
-        if self._error is not None:
-            raise AudioNotReadableError(f"{name} cannot be read ({self._error}).") from self._error
-
-    def _read(self, count: int) -> bytes:
-        if self._error is not None:
-            return b""
+    def _copy(self, file: int, write_end: int, head: bytes, position: int) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})  # where an application has made it deadly
         try:
-            self._file.seek(self._position)
-            data = read_fully(self._file, count)
-        except Exception as error:
-            self._error = error
-            return b""
-        at, patch = self._overlay
-        for index in range(max(at, self._position), min(at + len(patch), self._position + len(data))):
-            data[index - self._position] = patch[index - at]
-        return bytes(data)
+            with contextlib.suppress(BrokenPipeError), open(write_end, "wb") as pipe:
+                pipe.write(head)
+                while piece := os.pread(file, 1 << 16, position):
+                    pipe.write(piece)
+                    position += len(piece)
+        except OSError as error:
+            self.error = error
 
 
 def _reason(error: soundfile.LibsndfileError) -> str:
@@ -284,13 +260,15 @@ def _reason(error: soundfile.LibsndfileError) -> str:
 
 
 @contextlib.contextmanager
-def _muted_stderr(muted: bool) -> Iterator[None]:
+def _muted_stderr(muted: bool, pipe: _Pipe | None) -> Generator[None]:
     """Send the process's stderr to nowhere while a C library prints there.
 
-    Only with a single Python thread: the descriptor belongs to the whole process, so another thread could lose
-    its messages, or start a child that inherits the mute. With more threads the remarks are let through.
+    Only without other Python threads than that of `pipe`: the descriptor belongs to the whole process, so another
+    thread could lose its messages, or start a child that inherits the mute. With more threads the remarks are let
+    through.
     """
-    if not muted or threading.active_count() > 1:
+    own_threads = 1 + (pipe is not None and pipe.is_alive)
+    if not muted or threading.active_count() > own_threads:
         yield
         return
     try:

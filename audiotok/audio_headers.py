@@ -2,14 +2,16 @@
 
 libsndfile shortens a cut file silently to what is there, and takes the placeholder lengths of files written to a
 pipe at their word. Here are the few bytes that tell both apart from a whole file, for WAV, RF64, AIFF, AU and NIST
-SPHERE, and the tag that says whether an MP3 file knows its length.
+SPHERE, and the tag that says whether an MP3 file knows its length. Files are given by their descriptors, and read
+without moving their position.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import struct
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 _MAX_CHUNKS = 1000  # a file of zeros is an endless row of empty chunks
 
@@ -26,10 +28,10 @@ class AudioChunk(NamedTuple):
     is_streamed: bool = False
 
 
-def find_audio_chunk(file: BinaryIO, file_size: int) -> AudioChunk | None:
+def find_audio_chunk(file: int) -> AudioChunk | None:
     """The audio of a WAV, RF64, AIFF, AU or NIST file; None for other formats and broken headers."""
-    file.seek(0)
-    head = bytes(read_fully(file, 1024))
+    file_size = os.fstat(file).st_size
+    head = os.pread(file, 1024, 0)
     if head[:4] in (b"RIFF", b"RIFX", b"RF64") and head[8:12] == b"WAVE":
         found = _find_in_wav(file, head, file_size)
     elif head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
@@ -47,34 +49,28 @@ def find_audio_chunk(file: BinaryIO, file_size: int) -> AudioChunk | None:
     return AudioChunk(offset, size, max(0, file_size - offset), is_streamed)
 
 
-def has_mp3_length(file: BinaryIO) -> bool:
-    """True if an MP3 file starts with a Xing or Info tag that holds its number of frames."""
-    file.seek(0)
-    tag = read_fully(file, 10)
-    if tag[:3] == b"ID3" and len(tag) == 10:  # its size comes as four times seven bits
-        file.seek(10 + sum(byte << shift for byte, shift in zip(tag[6:], (21, 14, 7, 0), strict=True)))
-    else:
-        file.seek(0)
-    head = bytes(read_fully(file, 4096))
-    places = [head.find(name) for name in (b"Xing", b"Info")]
-    return any(0 <= at < len(head) - 7 and head[at + 7] & 1 for at in places)  # flag 1: the number follows
-
-
-def read_fully(file: BinaryIO, count: int) -> bytearray:
-    """Up to `count` bytes, fewer only at the end of the file: a raw `read` may return less than is there."""
-    data = bytearray()
-    while len(data) < count:
-        piece = file.read(count - len(data))
-        if not piece:
+def mp3_start(file: int) -> int:
+    """Where the first frame of an MP3 file is: behind its ID3v2 tags."""
+    start = 0
+    for _ in range(_MAX_CHUNKS):
+        tag = os.pread(file, 10, start)
+        if tag[:3] != b"ID3" or len(tag) < 10:
             break
-        data += piece
-    return data
+        start += 10 + sum(byte << shift for byte, shift in zip(tag[6:], (21, 14, 7, 0), strict=True))  # 4 x 7 bits
+    return start
+
+
+def has_mp3_length(file: int) -> bool:
+    """True if the first frame of an MP3 file is a Xing or Info tag that states the number of frames."""
+    frame = os.pread(file, 64, mp3_start(file))  # at most 38 bytes of it come before the tag
+    places = [frame.find(name) for name in (b"Xing", b"Info")]
+    return any(0 <= at < len(frame) - 7 and frame[at + 7] & 1 for at in places)  # flag 1: the number follows
 
 
 # Each returns (offset of the audio, its promised bytes, whether those are a placeholder), or None.
 
 
-def _find_in_wav(file: BinaryIO, head: bytes, file_size: int) -> tuple[int, int, bool] | None:
+def _find_in_wav(file: int, head: bytes, file_size: int) -> tuple[int, int, bool] | None:
     order = ">" if head[:4] == b"RIFX" else "<"
     offset, size, large_size = _walk_chunks(file, order, b"data")
     if offset is None:
@@ -89,24 +85,23 @@ def _find_in_wav(file: BinaryIO, head: bytes, file_size: int) -> tuple[int, int,
     return offset, size, placeholder or left_open
 
 
-def _find_in_aiff(file: BinaryIO) -> tuple[int, int, bool] | None:
+def _find_in_aiff(file: int) -> tuple[int, int, bool] | None:
     offset, size, _ = _walk_chunks(file, ">", b"SSND")
     return None if offset is None else (offset + 8, max(0, size - 8), False)  # 8 bytes of alignment come first
 
 
-def _walk_chunks(file: BinaryIO, order: str, wanted: bytes) -> tuple[int | None, int, int]:
+def _walk_chunks(file: int, order: str, wanted: bytes) -> tuple[int | None, int, int]:
     """Offset and size of the wanted chunk, and the 64-bit size of the audio that an RF64 file states before it."""
     large_size, position = 0, 12
     for _ in range(_MAX_CHUNKS):
-        file.seek(position)
-        header = read_fully(file, 8)
+        header = os.pread(file, 24, position)
         if len(header) < 8:
             break
-        name, size = struct.unpack(f"{order}4sI", header)
+        name, size = struct.unpack(f"{order}4sI", header[:8])
         if name == wanted:
             return position + 8, size, large_size
         if name == b"ds64":  # sizes of the file, then of the audio
-            large_size = int.from_bytes(read_fully(file, 16)[8:], "little")
+            large_size = int.from_bytes(header[16:], "little")
         position += 8 + size + size % 2
     return None, 0, 0
 

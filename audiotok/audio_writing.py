@@ -18,7 +18,7 @@ import secrets
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Generator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Protocol
@@ -69,16 +69,21 @@ def save_audio(
     samples: Any,
     sampling_rate: int,
     *,
+    channels: int | None = None,
     format: str | None = None,
     subtype: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write a whole waveform, `[N]` or `[C, N]` floats (array, tensor or list).
+    """Write a whole waveform.
 
-    The other arguments, the errors and the `AudioClippingWarning` are those of `AudioWriter`; so are what is wrong
-    with the samples (`AudioInputError`).
+    Args:
+        samples: `[N]` or `[C, N]` floats: array, tensor or list.
+        channels: of `samples`, which settles shapes that could be read in two ways, such as `[2, 1]`.
+
+    The other arguments, the errors and the `AudioClippingWarning` are those of `AudioWriter`; what is wrong with the
+    samples is an `AudioInputError`.
     """
-    waveform = as_samples(samples)
+    waveform = as_samples(samples, channels=channels)
     with AudioWriter(
         target, sampling_rate, channels=len(waveform), format=format, subtype=subtype, overwrite=overwrite
     ) as writer:
@@ -126,16 +131,17 @@ class AudioWriter:
         self._place: _Place = (
             _FilePlace(target, overwrite) if isinstance(target, str | os.PathLike) else _ObjectPlace(target)
         )
-        self._output = _EncoderOutput(self._place.file)
         self._encoder: soundfile.SoundFile | None = None
         with self._errors():
+            # A real file, not a Python object: in the callbacks of those, Ctrl-C is lost and leaves a hole.
             self._encoder = soundfile.SoundFile(
-                self._output,
+                self._place.file.fileno(),
                 "w",
                 self.sampling_rate,
                 channels,
                 self._subtype,
                 format=_FORMATS[self._format].container,
+                closefd=False,
             )
 
     def write(self, samples: Any) -> None:
@@ -155,7 +161,6 @@ class AudioWriter:
             self._check_size(count)
             for start in range(0, count, _BLOCK):
                 self._encoder.write(self._encoded(waveform[:, start : start + _BLOCK]))
-                self._output.raise_pending()
         self.num_samples += count
 
     def close(self) -> None:
@@ -172,8 +177,9 @@ class AudioWriter:
             raise EmptyAudioError(f"Nothing was written to {self._place.name}: give at least one sample.")
         with self._errors():
             encoder, self._encoder = self._encoder, None
-            encoder.close()  # fills in the header
-            self._output.raise_pending()
+            encoder.close()  # writes what was held back, and the header
+            if not _is_whole(self._place.file, self.num_samples):
+                raise self._failure("the end is missing")
             self._place.commit()
         if self.num_clipped:
             warnings.warn(
@@ -204,25 +210,25 @@ class AudioWriter:
             self.discard()
 
     @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
+    def _errors(self) -> Generator[None]:
         """Remove what was written if anything fails, and say why in our own errors."""
         try:
             yield
-        except OutputError:
-            self.discard()
-            raise
-        except OSError as error:
-            self.discard()
-            raise _not_writable(self._place.name, error) from error
         except (soundfile.SoundFileError, AssertionError) as error:  # soundfile asserts that all was written
+            raise self._failure(error) from error
+        except BaseException as error:
             self.discard()
-            cause = self._output.error
-            if isinstance(cause, OSError):
-                raise _not_writable(self._place.name, cause) from cause
-            raise OutputError(f"{self._place.name} could not be encoded as {self._subtype} ({error}).") from error
-        except BaseException:
-            self.discard()
+            if isinstance(error, OSError) and not isinstance(error, OutputError):
+                raise _not_writable(self._place.name, error) from error
             raise
+
+    def _failure(self, reason: object) -> OutputError:
+        """Remove what was written; the error to raise because libsndfile failed."""
+        cause = _write_error(self._place.file)
+        self.discard()
+        if cause is not None:
+            return _not_writable(self._place.name, cause)
+        return OutputError(f"{self._place.name} could not be encoded as {self._subtype} ({reason}).")
 
     def _check_size(self, count: int) -> None:
         size = (self.num_samples + count) * self.channels * _SAMPLE_BYTES.get(self._subtype, 0)
@@ -278,7 +284,7 @@ def _check_encoding(format: str, subtype: str | None, rate: int, channels: int) 
 
 
 class _Place(Protocol):
-    """Bytes are written to `file`; `commit` makes them the result, `discard` removes them."""
+    """Bytes are written to `file`, a real one; `commit` makes them the result, `discard` removes them."""
 
     name: str
     file: BinaryIO
@@ -297,12 +303,11 @@ class _FilePlace:
         self._check_free()
         self._hidden = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}.part")
         try:
-            self.file: BinaryIO = open(self._hidden, "xb")
-        except OSError as error:
+            self.file: BinaryIO = open(self._hidden, "x+b", buffering=0)
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             raise _not_writable(self.name, error) from error
 
     def commit(self) -> None:
-        self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()
         self._check_free()
@@ -314,12 +319,11 @@ class _FilePlace:
             os.close(folder)
 
     def discard(self) -> None:
-        with contextlib.suppress(OSError):  # a full disk complains once more when its buffers are dropped
-            self.file.close()
+        self.file.close()
         self._hidden.unlink(missing_ok=True)
 
     def _check_free(self) -> None:
-        if self._path.is_dir():
+        if os.path.isdir(self._path):
             raise OutputNotWritableError(f"{self.name} is a folder: give the path of a file.")
         if not self._overwrite and os.path.lexists(self._path):
             raise OutputExistsError(f"{self.name} exists: give another path, or ask to overwrite it (overwrite=True).")
@@ -336,7 +340,7 @@ class _ObjectPlace:
                 f'A {type(target).__name__} takes no audio: give a path, or a file object open for bytes (mode "wb").'
             )
         self._target = target
-        self.file: BinaryIO = tempfile.TemporaryFile()
+        self.file: BinaryIO = tempfile.TemporaryFile(buffering=0)
 
     def commit(self) -> None:
         self.file.seek(0)
@@ -344,40 +348,31 @@ class _ObjectPlace:
         self.file.close()
 
     def discard(self) -> None:
-        with contextlib.suppress(OSError):
-            self.file.close()
+        self.file.close()
 
 
-class _EncoderOutput:
-    """A file as libsndfile's callbacks see it; see `_DecoderInput`: the first exception is kept in `error`."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.error: Exception | None = None
-
-    def write(self, data: bytes) -> int:
-        return self._try(lambda: self._file.write(data), 0)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self._try(lambda: self._file.seek(offset, whence), -1)
-
-    def tell(self) -> int:
-        return self._try(self._file.tell, -1)
-
-    def raise_pending(self) -> None:
-        if self.error is not None:
-            raise self.error
-
-    def _try(self, action: Callable[[], int], failed: int) -> int:
-        if self.error is not None:
-            return failed
-        try:
-            return action()
-        except Exception as error:
-            self.error = error
-            return failed
+def _is_whole(file: BinaryIO, num_samples: int) -> bool:
+    """True if the end of the file can be read: libsndfile does not report what fails while it closes a file."""
+    file.seek(0)
+    tail = min(num_samples, _BLOCK)
+    try:
+        with soundfile.SoundFile(file.fileno(), closefd=False) as written:
+            written.seek(num_samples - tail)
+            return written.frames == num_samples and len(written.read(tail)) == tail
+    except soundfile.SoundFileError:
+        return False
 
 
-def _not_writable(name: str, error: OSError) -> OutputNotWritableError:
-    reason = error.strerror or str(error)
+def _write_error(file: BinaryIO) -> OSError | None:
+    """Why libsndfile could not write: it does not say, so the operating system is asked once more."""
+    try:
+        file.seek(0, os.SEEK_END)
+        file.write(bytes(1 << 16))
+    except OSError as error:
+        return error
+    return None
+
+
+def _not_writable(name: str, error: OSError | ValueError) -> OutputNotWritableError:
+    reason = getattr(error, "strerror", None) or str(error)
     return OutputNotWritableError(f"{name} cannot be written ({reason}): check the folder, its rights and its space.")

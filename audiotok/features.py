@@ -106,7 +106,7 @@ class CodecFeatureExtractor(SequenceFeatureExtractor):
             )
         clips = [self._checked(clip) for clip in _clips_of(raw_audio)]
         if truncation:
-            clips, max_length = _cut(clips, max_length), None
+            clips = _cut(clips, max_length)
         padded = self.pad(
             # The base class pads the first axis: [N] for mono, [N, C] otherwise.
             BatchFeature({"input_values": [clip[0] if self.feature_size == 1 else clip.T for clip in clips]}),

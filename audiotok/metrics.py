@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -343,7 +343,7 @@ def _stoi_mono(package: ModuleType, reference: Samples, decoded: Samples, extend
 
 
 @contextmanager
-def _fixed_numpy_seed() -> Iterator[None]:
+def _fixed_numpy_seed() -> Generator[None]:
     """ESTOI dithers with NumPy's global generator, which decides the score of silent frames: same input, same score."""
     state = np.random.get_state()  # noqa: NPY002
     np.random.seed(0)  # noqa: NPY002

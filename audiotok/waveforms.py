@@ -178,8 +178,10 @@ def channel_map(count: int, channels: int | None, downmix: Downmix = None) -> Ch
 
     Raises:
         ChannelError: the counts differ and the policy does not lead from one to the other.
-        OptionError: `downmix` is none of the legal values.
+        OptionError: `channels` or `downmix` is none of the legal values.
     """
+    if channels is not None and (not isinstance(channels, int) or channels < 1):
+        raise OptionError(f"channels={channels!r} is not legal: give a count from 1, or None for what there is.")
     _check_downmix(downmix)
     takes_one = downmix == "mean" or isinstance(downmix, int)
     wanted = channels if channels is not None else (1 if takes_one else count)

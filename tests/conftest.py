@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -45,3 +47,38 @@ def write_audio(tmp_path: Path) -> WriteAudio:
         return path
 
     return write
+
+
+@pytest.fixture
+def without_root() -> Callable[[], AbstractContextManager[None]]:
+    """`with without_root():` runs without root's right to do everything, if the tests run as root."""
+
+    @contextmanager
+    def as_nobody() -> Iterator[None]:
+        if os.geteuid() != 0:
+            yield
+            return
+        os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+
+    return as_nobody
+
+
+@pytest.fixture
+def interrupted_after() -> Callable[[float], AbstractContextManager[None]]:
+    """`with interrupted_after(seconds):` raises KeyboardInterrupt in the block, as Ctrl-C would."""
+
+    @contextmanager
+    def timer(seconds: float) -> Iterator[None]:
+        before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+    return timer

@@ -103,6 +103,7 @@ class RunReport:
         for axis, (name, steps, values) in zip(axes.flat, series, strict=False):
             axis.plot(steps, values, linewidth=1)
             axis.set_title(name, fontsize=8)
+            axis.locator_params(axis="x", nbins=4)  # more step numbers run into each other
         for axis in axes.flat[len(series) :]:
             axis.set_axis_off()
         figure.savefig(self.folder / "curves.png", dpi=100)
