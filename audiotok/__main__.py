@@ -1,0 +1,6 @@
+"""`python -m audiotok` is the command `audiotok`."""
+
+from audiotok.cli import main
+
+if __name__ == "__main__":
+    main()

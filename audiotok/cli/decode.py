@@ -1,0 +1,195 @@
+"""`audiotok decode`: codes.parquet or ids.txt → recordings."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from audiotok.cli import options as cli
+from audiotok.cli.reporting import Report, counted
+from audiotok.errors import CodesError, OptionError, TokenError, check_choice
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from audiotok.cli.clip_files import StoredClip
+    from audiotok.cli.loading import TokenizerShelf
+    from audiotok.tokenizer import AudioTokenizer
+
+EXAMPLES = """\b
+Examples:
+  audiotok decode codes.parquet -o talk.flac          one clip
+  audiotok decode codes.parquet -o decoded/           many clips, named as they were
+  audiotok decode ids.txt -o decoded --format ogg
+  audiotok decode - -o - < ids.txt > talk.wav         pipes
+  echo "17 4 2001" | audiotok decode - -t audiotok/auv-mini -o sound.wav
+
+\b
+The files name the tokenizer that made them, and its fingerprint is checked: ids of another one are refused.
+Lines of ids alone, without name and header, are decoded with the tokenizer that --tokenizer names.
+A clip that cannot be decoded is reported, the others go on, and the exit code is 4.
+"""
+
+
+def decode(
+    files: Annotated[list[str], typer.Argument(metavar="FILE", help="codes.parquet or ids.txt; - is ids on stdin.")],
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PLACE",
+            help="A file (.wav, .flac, .ogg) for one clip, a folder for many (a name without a suffix, or with / at "
+            "its end), or - for stdout.",
+        ),
+    ],
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            "--tokenizer",
+            "-t",
+            metavar="NAME",
+            help="Where the tokenizer is now. Default: the name that the file holds.",
+            autocompletion=cli.complete_tokenizer,
+        ),
+    ] = None,
+    layout: Annotated[str | None, typer.Option(metavar="NAME", help="Of ids without a header.")] = None,
+    format: Annotated[
+        str | None, typer.Option(metavar="NAME", help="wav, flac or ogg, for folders and stdout. Default: wav.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Decode what another tokenizer made.")] = False,
+    device: cli.Device = None,
+    overwrite: cli.Overwrite = False,
+    as_json: cli.AsJson = False,
+    quiet: cli.Quiet = False,
+) -> None:
+    """Codes or ids back to recordings."""
+    from audiotok.cli.outputs import AUDIO_FORMATS, is_folder_name
+
+    report = Report(quiet, as_json)
+    if format is not None:
+        check_choice("--format", format, AUDIO_FORMATS)
+    if as_json and output == "-":
+        raise typer.BadParameter("stdout takes the sound: give a file to have --json.", param_hint="--output")
+    with report.progress() as bar:
+        task = bar.add_task("loading", total=None)
+        from audiotok.cli.loading import TokenizerShelf
+
+        clips = _open_all(files, TokenizerShelf(tokenizer, layout, device, force), report)
+        decoder = _Decoder(report, bar, task, overwrite)
+        if output != "-" and is_folder_name(output):
+            decoder.to_folder(clips, Path(output), format or "wav")
+        else:
+            decoder.to_one_file(clips, output, format)
+    seconds = sum(clip["duration"] for clip in decoder.done)
+    if output != "-" and decoder.done:
+        report.note(f"{counted(len(decoder.done), 'clip')} decoded, {seconds:.1f} s of audio, to {output}")
+    if as_json:
+        report.result({"output": output, "clips": decoder.done, "failed": report.failures})
+    report.finish()
+
+
+def _open_all(files: list[str], shelf: TokenizerShelf, report: Report) -> Iterator[tuple[AudioTokenizer, StoredClip]]:
+    """The clips of all files, each with its tokenizer; a file that cannot be used is reported and left out."""
+    from audiotok.cli.clip_files import open_clips
+
+    for file in files:
+        try:
+            with open_clips(file) as found:
+                tokenizer = shelf.tokenizer_for(found.origin, found.name)
+                for clip in found:
+                    yield tokenizer, clip
+        except TokenError as error:
+            report.failed(file, error)
+
+
+class _Decoder:
+    """Decodes clips into files.
+
+    Attributes:
+        done: what JSON says of each clip.
+    """
+
+    def __init__(self, report: Report, bar: Progress, task: TaskID, overwrite: bool) -> None:
+        self._report, self._bar, self._task, self._overwrite = report, bar, task, overwrite
+        self.done: list[dict[str, Any]] = []
+
+    def to_folder(self, clips: Iterator[tuple[AudioTokenizer, StoredClip]], folder: Path, format: str) -> None:
+        """A file for each clip; one that cannot be decoded is reported and left out."""
+        from audiotok.cli.outputs import ClipNames, check_free, new_folder
+
+        names = ClipNames(folder, format)
+        with new_folder(folder):
+            for tokenizer, clip in clips:
+                try:
+                    path = names.path_for(clip.id)
+                    with new_folder(path.parent):
+                        check_free(path, self._overwrite)
+                        self._decode(tokenizer, clip, path, format)
+                except (TokenError, OptionError) as error:  # OptionError: an audio length that the ids do not have
+                    self._report.failed(clip.id, error)
+
+    def to_one_file(self, clips: Iterator[tuple[AudioTokenizer, StoredClip]], output: str, format: str | None) -> None:
+        """The only clip into a file, or to stdout.
+
+        Raises:
+            CodesError: there is none, or more than one.
+        """
+        from audiotok.cli.outputs import check_free, standard_output
+
+        if output != "-":
+            _check_suffix(output, format)
+            check_free(Path(output), self._overwrite)
+        first_two = list(itertools.islice(clips, 2))
+        self._report.finish()
+        if len(first_two) != 1:
+            raise CodesError(
+                "The input holds no clip."
+                if not first_two
+                else "The input holds several clips: give a folder, -o NAME/."
+            )
+        target: Any = Path(output) if output != "-" else standard_output("Sound")
+        self._decode(*first_two[0], target, format or ("wav" if output == "-" else None))
+
+    def _decode(self, tokenizer: AudioTokenizer, clip: StoredClip, target: Any, format: str | None) -> None:
+        """Piece by piece: hours of audio need no more memory than a window."""
+        from audiotok.audio import AudioWriter
+
+        facts = tokenizer.codec.facts
+        ids = clip.ids(tokenizer)
+        pieces = tokenizer.decode_blocks(ids, clip.audio_length)
+        first = next(pieces, None)
+        if first is None:
+            raise CodesError(f"The clip {clip.id!r} holds no ids: give at least those of one frame.")
+        total = None if clip.audio_length is None else facts.output_length(clip.audio_length)
+        self._bar.update(self._task, description=clip.id, total=total, completed=0)
+        rate = facts.output_sampling_rate
+        with AudioWriter(target, rate, channels=facts.channels, format=format, overwrite=self._overwrite) as writer:
+            for piece in itertools.chain([first], pieces):
+                writer.write(piece)
+                self._bar.update(self._task, completed=writer.num_samples)
+        self.done.append(
+            {
+                "id": clip.id,
+                "file": str(target) if isinstance(target, Path) else "-",
+                "tokenizer": tokenizer.name_or_path,
+                "num_samples": writer.num_samples,
+                "sampling_rate": rate,
+                "duration": writer.num_samples / rate,
+            }
+        )
+
+
+def _check_suffix(output: str, format: str | None) -> None:
+    from audiotok.cli.outputs import AUDIO_FORMATS
+
+    suffix = Path(output).suffix.lower().removeprefix(".")
+    if suffix not in AUDIO_FORMATS or format not in (None, suffix):
+        raise OptionError(
+            f"--output {output!r}" + (f" with --format {format}" if format else "") + " is not legal: a file ends in "
+            f".{', .'.join(AUDIO_FORMATS)} and needs no --format; a folder's name ends with /."
+        )
