@@ -6,6 +6,7 @@ executed.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import json
 import os
@@ -20,7 +21,6 @@ from audiotok.errors import (
     CheckpointNotFoundError,
     OptionError,
     UnsafeCheckpointError,
-    did_you_mean,
 )
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class AutoAudioTokenizer:
             tokenizer = family.load("AudioTokenizer")(codec, None, layout, options, str(name))
         else:
             tokenizer = _load_folder(where, str(name), layout, torch_dtype, options)
-        return tokenizer.to(device) if device is not None else tokenizer
+        return tokenizer if device is None else _to_device(tokenizer, device)
 
 
 def load_published(family: Family, files: list[Path], config_file: Path | None) -> AudioCodec:
@@ -194,7 +194,7 @@ def _resolve(name: str, hub: dict[str, Any]) -> tuple[str, Path]:
     known = [*bundled(), *PUBLISHED]
     if name.count("/") != 1 or name.startswith(("/", ".", "audiotok/")):
         raise CheckpointNotFoundError(
-            f"There is no folder and no checkpoint {name!r}.{did_you_mean(name, known)} Known names: "
+            f"There is no folder and no checkpoint {name!r}.{_suggestion(name)} Known names: "
             f"{', '.join(known)}; or give a folder or a hub repository (owner/name)."
         )
     return "folder", _from_hub(name, hub, None)
@@ -212,18 +212,19 @@ def _from_hub(repo: str, hub: dict[str, Any], file: str | None) -> Path:
     except LocalEntryNotFoundError as error:
         raise CheckpointNotFoundError(
             f"{repo} is not in the hub cache and could not be fetched (no network, or offline mode). Fetch it once "
-            f"with `hf download {repo}` where there is a network.{did_you_mean(repo, [*bundled(), *PUBLISHED])}"
+            f"with `hf download {repo}` where there is a network.{_suggestion(repo)}"
         ) from error
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise CheckpointNotFoundError(
-            f"{repo} could not be fetched from the hub: {str(error).splitlines()[0]}."
-            f"{did_you_mean(repo, [*bundled(), *PUBLISHED])}"
+            f"{repo} could not be fetched from the hub: {str(error).splitlines()[0]}.{_suggestion(repo)}"
         ) from error
 
 
 def _load_folder(
     folder: Path, name: str, layout: str | None, dtype: torch.dtype, options: dict[str, Any]
 ) -> AudioTokenizer:
+    from safetensors import SafetensorError
+
     from audiotok.conversion import read_config
 
     family = _family_of(folder)
@@ -233,9 +234,13 @@ def _load_folder(
             f"{folder} has a configuration but no weights (*.safetensors): load the tokenizer that it was saved "
             f"from ({saved.get('name_or_path') or 'unknown'}), or save it again with its weights."
         )
-    codec = family.load("Model").from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+    try:
+        codec = family.load("Model").from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+    except SafetensorError as error:
+        raise CheckpointError(f"The safetensors files in {folder} are damaged: {error}. Fetch them again.") from error
     extractor = None
     if (folder / "preprocessor_config.json").is_file():
+        read_config(folder / "preprocessor_config.json")  # a damaged file is named
         extractor = family.load("FeatureExtractor").from_pretrained(folder, local_files_only=True)
     return family.load("AudioTokenizer")(
         codec, extractor, layout or saved.get("layout"), {**saved.get("options", {}), **options}, name
@@ -261,6 +266,29 @@ def _family_of(folder: Path) -> Family:
             f"never executes. Model types it knows: {known}."
         )
     raise CheckpointError(f"{path} is of model type {json.dumps(config.get('model_type'))}: audiotok knows {known}.")
+
+
+def _to_device(tokenizer: AudioTokenizer, device: str | torch.device) -> AudioTokenizer:
+    try:
+        return tokenizer.to(device)
+    except (RuntimeError, AssertionError) as error:
+        import torch
+
+        here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise OptionError(
+            f"device={str(device)!r} is not to be had here: choose one of {', '.join(here)} "
+            f'("cuda" needs a GPU; {str(error).splitlines()[0]}).'
+        ) from error
+
+
+def _suggestion(name: str) -> str:
+    """` Did you mean ...?`: the known name nearest to `name`, by the whole or by its last part, in any case."""
+    known = {known.lower(): known for known in [*bundled(), *PUBLISHED]}
+    known |= {key.rpartition("/")[2]: value for key, value in known.items()}
+    near = difflib.get_close_matches(name.lower(), known, n=1) or difflib.get_close_matches(
+        name.lower().rpartition("/")[2], known, n=1
+    )
+    return f' Did you mean "{known[near[0]]}"?' if near and known[near[0]] != name else ""
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:

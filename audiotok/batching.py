@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from transformers import BatchEncoding
 
-from audiotok.errors import OptionError
+from audiotok.errors import InvalidIdError, OptionError
+from audiotok.vocabulary import as_integers
 
 LABEL_PAD_ID = -100  # what the losses of transformers ignore
 
@@ -23,6 +24,20 @@ def as_array(ids: Any) -> np.ndarray:
     if isinstance(ids, Tensor):
         return ids.detach().cpu().numpy()
     return np.asarray(ids, dtype=np.int64) if isinstance(ids, (list, tuple)) and len(ids) == 0 else np.asarray(ids)
+
+
+def as_ids(ids: Any) -> np.ndarray:
+    """Whole numbers of a list, array or tensor; anything else is refused with `InvalidIdError`."""
+    return as_integers(ids.detach().cpu().numpy() if isinstance(ids, Tensor) else ids, "ids", InvalidIdError)
+
+
+def truncation_budget(max_length: int | None, least: int) -> int:
+    """`max_length`, checked: the ids to keep at most."""
+    if max_length is None:
+        raise OptionError("truncation=True needs max_length=, the number of ids to keep at most.")
+    if max_length < least:
+        raise OptionError(f"max_length={max_length} is not legal: at least {least} ids are needed here.")
+    return max_length
 
 
 def pad_batch(
@@ -40,6 +55,11 @@ def pad_batch(
         encoded: a mapping of lists, or a list of examples.
         padding: True or "longest", "max_length", False or "do_not_pad".
     """
+    if isinstance(encoded, Mapping) and encoded.get("input_ids") and np.ndim(encoded["input_ids"][0]) == 0:
+        one = pad_batch(
+            [encoded], pad_token_id, padding, max_length, pad_to_multiple_of, return_attention_mask, return_tensors
+        )
+        return one if return_tensors else BatchEncoding({key: rows[0] for key, rows in one.items()})
     columns = _columns(encoded)
     rows = [as_array(ids) for ids in columns.pop("input_ids")]
     masks = columns.pop("attention_mask", None) or [np.ones(ids.shape[-1], np.int64) for ids in rows]
@@ -54,13 +74,18 @@ def pad_batch(
 
 
 def _columns(encoded: Any) -> dict[str, Any]:
-    if isinstance(encoded, Mapping):
-        return dict(encoded)
-    return {key: [example[key] for example in encoded] for key in encoded[0]}
+    columns = dict(encoded) if isinstance(encoded, Mapping) else {}
+    if not isinstance(encoded, Mapping) and encoded:
+        columns = {key: [example[key] for example in encoded] for key in encoded[0]}
+    if "input_ids" not in columns:
+        raise OptionError(f"A batch to pad needs input_ids: found {', '.join(columns) or 'nothing'}.")
+    return columns
 
 
 def _target_length(lengths: list[int], padding: bool | str, max_length: int | None, multiple: int | None) -> int | None:
     """The length to pad to; None to leave lengths as they are."""
+    if multiple is not None and multiple < 1:
+        raise OptionError(f"pad_to_multiple_of={multiple} is not legal: a whole number of at least 1.")
     if padding in (False, "do_not_pad", None):
         return None
     if padding not in (True, "longest", "max_length"):

@@ -74,8 +74,9 @@ def clip_options(options: dict[str, Any], i: int, batch: int) -> dict[str, Any]:
 
 
 def _write_clip(output: CodecOutput, alone: CodecOutput, i: int) -> None:
-    """Put the codes of a clip encoded alone into its row of a batch."""
-    many = output.audio_codes if isinstance(output.audio_codes, list) else [output.audio_codes]
-    one = alone.audio_codes if isinstance(alone.audio_codes, list) else [alone.audio_codes]
-    for row, new in zip(many, one, strict=True):
-        row[i, ..., : new.shape[-1]] = new[0]
+    """Put the codes of a clip encoded alone, and their mask, into its row of a batch."""
+    pairs = ((output.audio_codes, alone.audio_codes), (output.audio_codes_mask, alone.audio_codes_mask))
+    for many, one in pairs:
+        rows, news = ([value] if isinstance(value, Tensor) else value for value in (many, one))
+        for row, new in zip(rows, news, strict=True):
+            row[i, ..., : new.shape[-1]] = new[0]

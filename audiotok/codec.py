@@ -117,6 +117,9 @@ class CodecFacts:
 class CodecConfig(PreTrainedConfig):
     """Base of codec configurations: a transformers config that refuses keys it does not know."""
 
+    # Keys that only training reads: they change neither ids nor audio, and are no part of the fingerprint.
+    training_keys: ClassVar[tuple[str, ...]] = ()
+
     # What transformers itself writes into config.json or passes through a config's constructor.
     _foreign_keys: ClassVar[frozenset[str]] = frozenset(
         "_attn_implementation _commit_hash _name_or_path attn_implementation auto_map model_type name_or_path "
@@ -189,10 +192,13 @@ class CodecTrainingOutput(ModelOutput):
     distillation_features: Tensor | None = None
 
 
-def lengths_from_mask(padding_mask: Tensor, num_samples: int) -> list[int]:
+def lengths_from_mask(padding_mask: Tensor, num_clips: int, num_samples: int) -> list[int]:
     """Samples of each clip from a mask `[B, N]` (1 = sample); the ones must come first in every row."""
-    if padding_mask.ndim != 2 or padding_mask.shape[1] != num_samples:
-        raise CodesError(f"padding_mask has the shape {tuple(padding_mask.shape)}: it must be [clips, {num_samples}].")
+    if tuple(padding_mask.shape) != (num_clips, num_samples):
+        raise CodesError(
+            f"padding_mask has the shape {tuple(padding_mask.shape)}: it must be ({num_clips}, {num_samples}), one row "
+            "a clip."
+        )
     mask = padding_mask.bool()
     lengths = mask.sum(dim=1)
     if not torch.equal(mask, torch.arange(num_samples, device=mask.device) < lengths[:, None]):
@@ -265,7 +271,7 @@ class AudioCodec(PreTrainedAudioTokenizerBase):
         given = [input_values.shape[-1]] * len(input_values)
         framed = given
         if padding_mask is not None:
-            given = lengths_from_mask(padding_mask, input_values.shape[-1])
+            given = lengths_from_mask(padding_mask, len(input_values), input_values.shape[-1])
             framed = given if partial_frame == "drop" else [self.padded_length(n) for n in given]
             input_values = input_values * padding_mask[:, None].to(input_values.dtype)
         room = max(framed) - input_values.shape[-1]
@@ -304,11 +310,15 @@ class AudioCodec(PreTrainedAudioTokenizerBase):
             lengths = codes.audio_lengths if lengths is None else lengths
             codes, mask = codes.audio_codes, codes.audio_codes_mask
         num_frames = self._check_codes(codes)
+        codes = [c.long() for c in codes] if isinstance(codes, list) else codes.long()
         batch = len(codes[0]) if isinstance(codes, list) else len(codes)
         if lengths is None:
             return self._decode(codes, [num_frames] * batch, mask, **options)
         samples = [int(n) for n in lengths]
+        if len(samples) != batch:
+            raise CodesError(f"lengths holds {len(samples)} numbers, codes {batch} clips: give one length a clip.")
         frames = [self._frames_of(n, num_frames) for n in samples]
+        codes, mask = (self._first_frames(value, max(frames)) for value in (codes, mask))
         audio = self._decode(codes, frames, mask, **options)
         return self._trim(audio, [self.facts.output_length(n) for n in samples])
 
@@ -319,9 +329,7 @@ class AudioCodec(PreTrainedAudioTokenizerBase):
             reset()
 
     @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any
-    ) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, but float32 unless `dtype` says otherwise, and strict about every tensor.
 
         Raises:
@@ -353,6 +361,9 @@ class AudioCodec(PreTrainedAudioTokenizerBase):
         """As in transformers, without its progress bars."""
         with quiet_transformers():
             super().save_pretrained(save_directory, *args, **kwargs)
+
+    def check_option_values(self, options: dict[str, Any]) -> None:
+        """Raise `OptionError` for a value of `encode_options` that is not legal for one clip."""
 
     def padded_length(self, num_samples: int) -> int:
         """Samples that a clip is zero-padded to so that its frames hold all of it."""
@@ -402,26 +413,35 @@ class AudioCodec(PreTrainedAudioTokenizerBase):
         """Refuse codes that no recording gives; return the number of frames (the finest stream's)."""
         facts = self.facts
         multi_rate = facts.frame_multiple > 1
-        if isinstance(codes, list) != multi_rate:
-            raise CodesError(
-                f"codes is a {type(codes).__name__}: this codec takes "
-                + ("a list of tensors [B, T_q], one a codebook." if multi_rate else "one tensor [B, Q, T].")
-            )
+        if not isinstance(codes, list if multi_rate else Tensor):
+            wanted = "a list of tensors [B, T_q], one a codebook" if multi_rate else "one tensor [B, Q, T]"
+            raise CodesError(f"codes is a {type(codes).__name__}: this codec takes {wanted}.")
         streams = codes if isinstance(codes, list) else list(codes.unbind(1)) if codes.ndim == 3 else []
-        if not 0 < len(streams) <= facts.num_codebooks or any(s.ndim != 2 for s in streams):
+        legal = all(isinstance(s, Tensor) and s.ndim == 2 for s in streams)
+        if not legal or not 0 < len(streams) <= facts.num_codebooks:
+            found = tuple(codes.shape) if isinstance(codes, Tensor) else f"{len(codes)} streams"
             raise CodesError(
-                f"codes of shape {tuple(codes.shape) if isinstance(codes, Tensor) else len(codes)}: must be "
-                f"[clips, codebooks, frames] with at most {facts.num_codebooks} codebooks."
+                f"codes of shape {found}: must be [clips, codebooks, frames] with 1 to {facts.num_codebooks} codebooks."
             )
+        num_frames = streams[0].shape[1] * facts.codebook_strides[0]
         for q, (stream, size) in enumerate(zip(streams, facts.codebook_sizes, strict=False)):
-            if stream.is_floating_point() or stream.dtype == torch.bool:
-                raise CodesError(f"codes are {stream.dtype}: they must be integers.")
-            if stream.numel() and not 0 <= int(stream.min()) <= int(stream.max()) < size:
-                raise CodesError(
-                    f"codes of codebook {q} lie in [{int(stream.min())}, {int(stream.max())}]: legal are 0 to "
-                    f"{size - 1}. Are these ids of another codec, or ids that still carry offsets?"
-                )
-        return streams[0].shape[1] * facts.codebook_strides[0]
+            self._check_stream(stream, q, size, num_frames // facts.codebook_strides[q])
+        return num_frames
+
+    def _check_stream(self, stream: Tensor, q: int, size: int, num_codes: int) -> None:
+        """Refuse codes `[B, T_q]` of codebook q with a wrong dtype, shape or range."""
+        if stream.is_floating_point() or stream.is_complex() or stream.dtype == torch.bool:
+            raise CodesError(f"codes are {stream.dtype}: they must be integers.")
+        if stream.shape[1] != num_codes:
+            raise CodesError(f"codebook {q} has {stream.shape[1]} codes: {num_codes} fit the codes of codebook 0.")
+        if stream.numel() == 0:
+            raise CodesError(f"codes of codebook {q} have the shape {tuple(stream.shape)}: nothing to decode.")
+        stream = stream.long()
+        if not 0 <= int(stream.min()) <= int(stream.max()) < size:
+            raise CodesError(
+                f"codes of codebook {q} lie in [{int(stream.min())}, {int(stream.max())}]: legal are 0 to "
+                f"{size - 1}. Are these ids of another codec, or ids that still carry offsets?"
+            )
 
     def _frames_of(self, num_samples: int, available: int) -> int:
         """Frames that a clip of `num_samples` samples has, of those available."""
@@ -433,6 +453,12 @@ class AudioCodec(PreTrainedAudioTokenizerBase):
                 f"{self.facts.num_samples(available)}."
             )
         return min(frames, available)
+
+    def _first_frames(self, value: Any, num_frames: int) -> Any:
+        """Cut codes or their mask to what `num_frames` frames hold."""
+        if isinstance(value, list):
+            return [v[..., : num_frames // s] for v, s in zip(value, self.facts.codebook_strides, strict=True)]
+        return value if value is None else value[..., :num_frames]
 
     @staticmethod
     def _trim(audio: Tensor, samples: list[int]) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,7 +132,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise CheckpointError(f"{path} is no readable safetensors file: {error}.") from error
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # Only the zip format can be mapped into memory.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise UnsafeCheckpointError(
             f"{path} holds more than tensors, and loading it would execute its code. Convert it to safetensors where "

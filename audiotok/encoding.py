@@ -69,8 +69,10 @@ class ClipEncoder:
         certify: bool = True,
     ) -> None:
         self.codec, self.feature_extractor, self.options = codec, feature_extractor, dict(options or {})
-        if batch_size is not None and batch_size < 1:
-            raise OptionError(f"batch_size={batch_size} is not legal: at least 1, or None to let the device decide.")
+        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+            raise OptionError(
+                f"batch_size={batch_size!r} is not legal: a whole number of at least 1, or None for the device's own."
+            )
         self.batch_size = batch_size or (1 if codec.device.type == "cpu" else 16)
         self.certify = certify
         self.windowing = self._windowing(chunk_length_s, context_s)
@@ -80,6 +82,11 @@ class ClipEncoder:
         self, sources: Sequence[Any], sampling_rate: int | None = None, downmix: Downmix = None
     ) -> Iterator[ClipCodes]:
         """Codes of each recording, in order; see `load_audio` for what a source may be."""
+        for key, value in self.options.items():
+            if isinstance(value, (list, tuple)) and len(value) != len(sources):
+                raise OptionError(
+                    f"{key} holds {len(value)} values for {len(sources)} recordings: give one for all, or one each."
+                )
         facts = self.codec.facts
         pool: list[tuple[int, Any]] = []
         limit = self._whole_limit()
@@ -217,9 +224,9 @@ def decode_clip(codec: AudioCodec, found: LayoutCodes, length: int | None = None
     streams = found.codes if isinstance(found.codes, list) else [found.codes]
     num_frames = streams[0].shape[-1] * facts.codebook_strides[0]
     if length is not None and facts.num_frames(length) != num_frames:
-        least = max(0, num_frames - facts.frame_multiple) * facts.hop_length + 1
+        least = (num_frames - facts.frame_multiple) * facts.hop_length + 1 if num_frames else 0
         raise OptionError(
-            f"length={length} does not fit {num_frames} frames: they stand for {min(least, num_frames)} to "
+            f"length={length} does not fit {num_frames} frames: they stand for {least} to "
             f"{num_frames * facts.hop_length} samples."
         )
     left = facts.num_samples(num_frames) if length is None else facts.output_length(length)

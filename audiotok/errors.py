@@ -167,6 +167,20 @@ def did_you_mean(name: str, legal: Iterable[str]) -> str:
     return f' Did you mean "{near[0]}"?' if near else ""
 
 
+def check_number(name: str, value: object, least: float, kind: type = int) -> None:
+    """Raise `ConfigError` unless `value` is a number of that kind (int, or float for any), finite, from `least` on."""
+    legal = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+    if not legal or not least <= value < float("inf"):
+        what = "a whole number" if kind is int else "a number"
+        raise ConfigError(f"{name}={value!r} is not legal: give {what} of at least {least}.")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise `ConfigError` unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name}={value!r} is not legal: give true or false.")
+
+
 def check_choice(option: str, value: object, legal: Iterable[str]) -> None:
     """Raise `OptionError` unless `value` is one of the `legal` strings."""
     names = list(legal)

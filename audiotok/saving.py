@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -26,42 +27,40 @@ if TYPE_CHECKING:
 
 # Raised whenever the same weights and options would give other ids or audio.
 CODE_VERSION = 1
-# What a codec's config.json holds that changes neither.
-VOLATILE = ("_name_or_path", "transformers_version", "architectures", "dtype", "return_dict", "problem_type")
 OURS = (TOKENIZER_FILE, "config.json", "model.safetensors", "preprocessor_config.json", "README.md")
+SHARD = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 NEUTRAL = (".git", ".gitattributes", ".cache", "LICENSE", "CREDITS.md", "curves.png")
-
-_weights_cache: dict[int, tuple[tuple[Any, ...], str]] = {}
 
 
 def fingerprint(tokenizer: AudioTokenizer) -> str:
     """64 hex digits of everything that decides ids and audio: config, weights, dtype, layout, options."""
-    config = {key: value for key, value in tokenizer.codec.config.to_dict().items() if key not in VOLATILE}
+    config = tokenizer.codec.config
+    keys = sorted(config.own_keys() - set(config.training_keys))
     content = {
         "code": CODE_VERSION,
-        "config": config,
+        "model_type": config.model_type,
+        "config": {key: getattr(config, key) for key in keys},
         "weights": weights_digest(tokenizer.codec),
         "layout": tokenizer.layout.name,
-        "options": tokenizer.options,
+        "options": {key: value for key, value in tokenizer.options.items() if value is not None},
         "feature_extractor": [tokenizer.feature_extractor.sampling_rate, tokenizer.feature_extractor.hop_length],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def weights_digest(codec: AudioCodec) -> str:
-    """Hash of all tensors by name, dtype, shape and bytes; kept until a tensor changes."""
-    state = {name: t for name, t in codec.state_dict().items() if not name.endswith("num_batches_tracked")}
-    key = tuple((t.data_ptr(), t.dtype, None if t.is_inference() else t._version) for t in state.values())
-    known = _weights_cache.get(id(codec))
-    if known and known[0] == key:
-        return known[1]
+    """Hash of all tensors by name, dtype, shape and bytes.
+
+    Computed each time, a third of a second for 120 million parameters: a cache could not tell that a weight was
+    changed through `.data`.
+    """
     digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
+    for name, tensor in sorted(codec.state_dict().items()):
+        if name.endswith("num_batches_tracked"):  # counts training steps, changes nothing
+            continue
+        tensor = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.view(-1).view(torch.uint8).numpy())
-    _weights_cache.clear()  # one codec at a time is the usual case; ids of dead objects return
-    _weights_cache[id(codec)] = (key, digest.hexdigest())
     return digest.hexdigest()
 
 
@@ -81,20 +80,23 @@ def save_tokenizer(tokenizer: AudioTokenizer, directory: Path, save_weights: boo
 
 
 def _is_ours(directory: Path) -> bool:
-    """Whether the folder is empty, or holds nothing but a tokenizer saved earlier."""
+    """Whether the folder holds nothing but (at most) a tokenizer saved earlier, and files of a repository."""
     names = {path.name for path in directory.iterdir()} - set(NEUTRAL)
-    if not names:
-        return True
-    if not names <= {*OURS, "model.safetensors.index.json"} and not any(
-        n.startswith("model-") for n in names - {*OURS}
-    ):
+    shards = {name for name in names if SHARD.fullmatch(name)}
+    if not names <= {*OURS, *shards}:
         return False
-    config = directory / "config.json"
-    types = {family.model_type for family in FAMILIES.values()}
-    return not config.is_file() or json.loads(config.read_text(encoding="utf-8")).get("model_type") in types
+    if names <= {"README.md"}:
+        return True
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("model_type") in {f.model_type for f in FAMILIES.values()}
 
 
 def _write(tokenizer: AudioTokenizer, target: Path, save_weights: bool) -> None:
+    for old in target.glob("model*.safetensors*"):
+        old.unlink()  # weights of an earlier tokenizer must not pass for this one's
     if save_weights:
         tokenizer.codec.save_pretrained(target)
     else:

@@ -20,10 +20,10 @@ from torch import Tensor
 from transformers import BatchEncoding
 
 from audiotok.audio import Downmix
-from audiotok.batching import as_array, pad_batch
+from audiotok.batching import as_array, as_ids, pad_batch, truncation_budget
 from audiotok.codec import AudioCodec
 from audiotok.encoding import ClipCodes, ClipEncoder, decode_clip
-from audiotok.errors import OptionError, SpecialTokenError, did_you_mean
+from audiotok.errors import EmptyAudioError, InvalidIdError, OptionError, did_you_mean
 from audiotok.features import CodecFeatureExtractor
 from audiotok.layouts import LayoutCodes, default_layout, get_layout
 from audiotok.vocabulary import AudioVocabulary
@@ -65,8 +65,9 @@ class AudioTokenizer:
         fit = (self.vocabulary, facts.codebook_strides, facts.variable_depth)
         self.layout = default_layout(*fit) if layout is None else get_layout(layout, *fit)
         self.options = dict(options or {})
-        self._check_options(self.options)
         self.name_or_path = name
+        self.encoder()  # says at once, not at the first recording, which option is not legal
+        self.codec.check_option_values({key: v for key, v in self.options.items() if key not in WINDOW_OPTIONS})
 
     # Loading and saving live in `auto` and `saving`; these are the names users know.
 
@@ -197,12 +198,11 @@ class AudioTokenizer:
             (samples at the codec's rate).
         """
         many = is_many(audio)
+        if many and not audio:
+            raise EmptyAudioError("There are no recordings in the list: give at least one.")
+        least = (self.layout.num_ids(0) if self.layout.is_2d else 0) + 2 * add_special_tokens
+        budget = truncation_budget(max_length, least) - 2 * add_special_tokens if truncation else None
         clips = self.encode_audio(audio if many else [audio], sampling_rate, downmix, batch_size, certify, **options)
-        budget = None
-        if truncation:
-            if max_length is None:
-                raise OptionError("truncation=True needs max_length=, the number of ids to keep at most.")
-            budget = max_length - (2 if add_special_tokens else 0)
         encoded = [self._ids_of(clip, budget, add_special_tokens) for clip in clips]
         features = {"input_ids": [ids for ids, _ in encoded], "audio_lengths": [length for _, length in encoded]}
         batch = self.pad(features, padding, max_length, pad_to_multiple_of, return_tensors=return_tensors)
@@ -292,7 +292,7 @@ class AudioTokenizer:
 
     def ids_to_codes(self, ids: Any) -> Any:
         """Ids of one clip → codes `[Q, T]`; special tokens at the ends are left out."""
-        return self.layout.ids_to_codes(self._without_specials(as_array(ids))).codes
+        return self.layout.ids_to_codes(self._without_specials(as_ids(ids))).codes
 
     def decode(self, ids: Any, length: int | Tensor | None = None) -> Tensor:
         """Ids of one clip → float32 waveform `[C, N]` at the codec's output rate.
@@ -311,19 +311,25 @@ class AudioTokenizer:
     def batch_decode(self, batch: Any, lengths: Any = None) -> list[Tensor]:
         """`decode` for each clip of a batch."""
         lengths = [None] * len(batch) if lengths is None else list(lengths)
+        if len(lengths) != len(batch):
+            raise OptionError(f"lengths holds {len(lengths)} numbers for {len(batch)} clips: give one length a clip.")
         return [self.decode(ids, length) for ids, length in zip(batch, lengths, strict=True)]
 
     def decode_blocks(self, ids: Any, length: int | Tensor | None = None) -> Iterator[Tensor]:
         """`decode` piece by piece `[C, <= window]`, for hours of audio in bounded memory."""
-        found: LayoutCodes = self.layout.ids_to_codes(self._without_specials(as_array(ids)))
+        found: LayoutCodes = self.layout.ids_to_codes(self._without_specials(as_ids(ids)))
         yield from decode_clip(self.codec, found, None if length is None else int(length))
 
     def _without_specials(self, ids: np.ndarray) -> np.ndarray:
-        """Cut start, end and padding from the ends of 1-D ids; the delay layout has its own use for padding."""
+        """Cut start and end tokens, and padding behind, from the ids of one clip."""
         if self.layout.is_2d:
-            return ids
+            if ids.ndim != 2:
+                return ids  # the layout says what is wrong
+            used = (ids != self.pad_token_id).any(axis=0).nonzero()[0]
+            # The delay layout has padding of its own: no frames are a few steps of nothing else.
+            return ids[:, : max(int(used[-1]) + 1 if len(used) else 0, self.layout.num_ids(0))]
         if ids.ndim != 1:
-            raise SpecialTokenError(
+            raise InvalidIdError(
                 f"ids have the shape {ids.shape}: decode takes one clip, a flat sequence; use batch_decode for many."
             )
         stop = len(ids)

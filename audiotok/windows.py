@@ -39,7 +39,8 @@ class Windowing:
     @classmethod
     def from_seconds(cls, facts: CodecFacts, chunk_length_s: float, context_s: float, reach: int | None) -> Windowing:
         """Whole frames for both; a finite reach must be covered by the context."""
-        if not (0 < chunk_length_s < float("inf") and 0 <= context_s < float("inf")):
+        numbers = all(isinstance(value, (int, float)) for value in (chunk_length_s, context_s))
+        if not (numbers and 0 < chunk_length_s < float("inf") and 0 <= context_s < float("inf")):
             raise OptionError(
                 f"chunk_length_s={chunk_length_s}, context_s={context_s}: give a positive length and a context of 0 "
                 "or more seconds."

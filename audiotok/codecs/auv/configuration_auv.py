@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 
 from audiotok.codec import CodecConfig, CodecFacts
-from audiotok.errors import ConfigError, check_choice, did_you_mean
+from audiotok.errors import ConfigError, check_choice, check_flag, check_number, did_you_mean
 
 # Half-open code ranges of the released model. Nested: speech in vocal in music = audio; `other` is vocal's complement.
 RELEASED_DOMAIN_RANGES: dict[str, list[int]] = {
@@ -51,6 +51,8 @@ class AuvStack:
     @classmethod
     def from_dict(cls, name: str, given: dict[str, Any]) -> AuvStack:
         """Check the keys and values of the config block called `name`."""
+        if not isinstance(given, dict):
+            raise ConfigError(f"{name}={given!r} is not legal: give a block of keys.")
         legal = [f.name for f in fields(cls)]
         for key in given:
             if key not in legal:
@@ -59,6 +61,15 @@ class AuvStack:
                 )
         stack = cls(**given)
         check_choice(f"{name}: block_type", stack.block_type, BLOCK_TYPES)
+        for key in ("num_layers", "ffn_mult", "head_dim", "conv_kernel_size"):
+            check_number(f"{name}: {key}", getattr(stack, key), least=1)
+        if stack.num_attention_heads is not None:
+            check_number(f"{name}: num_attention_heads", stack.num_attention_heads, least=1)
+        check_number(f"{name}: qk_norm_scale", stack.qk_norm_scale, least=0, kind=float)
+        for key in ("qk_norm", "causal_conv"):
+            check_flag(f"{name}: {key}", getattr(stack, key))
+        if stack.head_dim % 2:
+            raise ConfigError(f"{name}: head_dim={stack.head_dim} is odd: rotary positions turn pairs of channels.")
         if stack.conv_kernel_size % 2 == 0 and not stack.causal_conv:
             raise ConfigError(
                 f"{name}: conv_kernel_size={stack.conv_kernel_size} is even: choose an odd number of frames, "
@@ -91,6 +102,7 @@ class AuvConfig(CodecConfig):
     """
 
     model_type = "audiotok_auv"
+    training_keys: ClassVar[tuple[str, ...]] = ("commitment_cost", "distill_depth")
 
     sampling_rate: int = 16000
     hop_length: int = 320
@@ -109,23 +121,59 @@ class AuvConfig(CodecConfig):
     distill_depth: int = -1
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.encoder_config = {"num_layers": 8, **(self.encoder_config or {})}
-        self.decoder_config = {"num_layers": 12, **(self.decoder_config or {})}
+        self._check_values()
+        self.encoder_config = asdict(self._stack("encoder_config", num_layers=8))
+        self.decoder_config = asdict(self._stack("decoder_config", num_layers=12))
         self.input_features = list(self.input_features)
         self.domain_ranges = {name: list(span) for name, span in (self.domain_ranges or {}).items()}
         super().__post_init__(**kwargs)
-        # Written out in full, so that config.json says what the model is whatever the defaults become.
-        self.encoder_config, self.decoder_config = asdict(self.encoder_stack), asdict(self.decoder_stack)
-        for name in self.input_features:
+        self._check_ranges()
+        if not -self.num_states <= self.distill_depth < self.num_states:
+            raise ConfigError(
+                f"distill_depth={self.distill_depth} is not legal: the decoder has {self.num_states} states, so choose "
+                f"{-self.num_states} to {self.num_states - 1}."
+            )
+
+    def _stack(self, name: str, **defaults: Any) -> AuvStack:
+        """Written out in full, so that config.json says what the model is whatever the defaults become."""
+        given = getattr(self, name)
+        return AuvStack.from_dict(name, {**defaults, **given} if isinstance(given, dict) else given or defaults)
+
+    def _check_values(self) -> None:
+        for key in ("sampling_rate", "hop_length", "hidden_size", "codebook_dim"):
+            check_number(key, getattr(self, key), least=1)
+        check_number("commitment_cost", self.commitment_cost, least=0, kind=float)
+        for key in ("standardize_features", "normalize_latents"):
+            check_flag(key, getattr(self, key))
+        sizes = self.codebook_size if isinstance(self.codebook_size, (list, tuple)) else [self.codebook_size]
+        if not sizes:
+            raise ConfigError("codebook_size=[] is not legal: give one size, or a list of one a stage.")
+        for size in sizes:
+            check_number("codebook_size", size, least=1)
+        features = list(self.input_features)
+        for name in features:
             check_choice("input_features", name, INPUT_FEATURES)
-        if self.hop_length % 2 or (self.hop_length % 4 and "subframe_mel" in self.input_features):
+        if not features or len(set(features)) < len(features):
+            raise ConfigError(f"input_features={features} is not legal: name each of some of {INPUT_FEATURES} once.")
+        if self.hop_length % 2 or (self.hop_length % 4 and "subframe_mel" in features):
             raise ConfigError(f"hop_length={self.hop_length}: must be even, and divisible by 4 for subframe_mel.")
-        for name, (start, end) in self.domain_ranges.items():
-            if name == "all" or not 0 <= start < end or start >= min(self.codebook_sizes):
+        if self.domain_ranges is not None and not isinstance(self.domain_ranges, dict):
+            raise ConfigError(f"domain_ranges={self.domain_ranges!r} is not legal: give domain names and their ranges.")
+
+    def _check_ranges(self) -> None:
+        for name, span in (self.domain_ranges or {}).items():
+            legal = len(span) == 2 and all(isinstance(edge, int) for edge in span)
+            if name == "all" or not legal or not 0 <= span[0] < span[1] or span[0] >= min(self.codebook_sizes):
                 raise ConfigError(
-                    f"domain_ranges[{name!r}] = [{start}, {end}): ranges must be non-empty and start inside every "
-                    f'codebook (sizes {self.codebook_sizes}); "all" is added by itself and must not be given.'
+                    f"domain_ranges[{name!r}] = {list(span)}: a range is two whole numbers, non-empty and starting "
+                    f'inside every codebook (sizes {self.codebook_sizes}); "all" is added by itself and must not be '
+                    "given."
                 )
+
+    @property
+    def num_states(self) -> int:
+        """Decoder states that `distill_depth` may name."""
+        return self.decoder_stack.num_layers + 1
 
     @property
     def encoder_stack(self) -> AuvStack:
@@ -146,7 +194,7 @@ class AuvConfig(CodecConfig):
 
     @property
     def num_attention_heads(self) -> int:
-        return self.encoder_stack.num_attention_heads or self.hidden_size // self.encoder_stack.head_dim
+        return self.encoder_stack.num_attention_heads or max(1, self.hidden_size // self.encoder_stack.head_dim)
 
     @property
     def n_fft(self) -> int:

@@ -42,7 +42,7 @@ def build_stack(stack: AuvStack, hidden_size: int) -> ConformerStack | ConvNextS
         hidden_size,
         stack.head_dim,
         ffn_mult=stack.ffn_mult,
-        num_heads=stack.num_attention_heads or hidden_size // stack.head_dim,
+        num_heads=stack.num_attention_heads or max(1, hidden_size // stack.head_dim),
         qk_norm_scale=stack.qk_norm_scale if stack.qk_norm else None,
         conv_kernel_size=stack.conv_kernel_size,
         causal_conv=stack.causal_conv,
@@ -193,6 +193,9 @@ class AuvModel(AudioCodec):
         self.decoder = AuvDecoder(config)
         self.post_init()
 
+    def check_option_values(self, options: dict[str, Any]) -> None:
+        self._ranges(options.get("domain"), 1)
+
     def padded_length(self, num_samples: int) -> int:
         """Whole frames; and one sample more than is reflected at the ends, which only one frame can lack."""
         return max(super().padded_length(num_samples), self.config.edge + 1)
@@ -214,7 +217,7 @@ class AuvModel(AudioCodec):
             return self.decoder(quantized, [num_frames] * len(latents)).audio[:, None]
         samples = [int(n) for n in lengths]
         frames = [self._frames_of(n, num_frames) for n in samples]
-        return self._trim(self.decoder(quantized, frames).audio[:, None], samples)
+        return self._trim(self.decoder(quantized[..., : max(frames)], frames).audio[:, None], samples)
 
     def codebook_embeddings(self) -> list[Tensor]:
         return [stage.codebook.weight for stage in self.quantizer.in_order]
@@ -278,7 +281,7 @@ class AuvModel(AudioCodec):
         codes, margins = result.codes, result.margins
         if valid is None:
             return CodecOutput(audio_codes=codes, audio_codes_mask=torch.ones_like(codes).bool(), margins=margins)
-        mask = valid[:, None].expand_as(codes)
+        mask = valid[:, None].repeat(1, codes.shape[1], 1)
         if margins is not None:
             margins = margins.masked_fill(~mask, torch.inf)
         return CodecOutput(audio_codes=codes.masked_fill(~mask, 0), audio_codes_mask=mask, margins=margins)
@@ -292,7 +295,7 @@ class AuvModel(AudioCodec):
         waveform = input_values[:, 0]
         if padding_mask is None:
             return self._at_least_one_frame(waveform, [waveform.shape[1]] * len(waveform))
-        lengths = lengths_from_mask(padding_mask, waveform.shape[1])
+        lengths = lengths_from_mask(padding_mask, *waveform.shape)
         waveform = waveform * padding_mask.to(waveform.dtype)
         return self._at_least_one_frame(waveform, [self.padded_length(n) for n in lengths])
 
@@ -306,16 +309,16 @@ class AuvModel(AudioCodec):
         """The range of codes each clip may use; None for the whole book."""
         if domain is None:
             return None
-        names = [domain] * batch if isinstance(domain, str) else list(domain)
+        names = list(domain) if isinstance(domain, (list, tuple)) else [domain] * batch
         if len(names) != batch:
             raise OptionError(f"domain names {len(names)} clips, the batch has {batch}: give one name, or one a clip.")
-        ranges = {name: tuple(span) for name, span in self.config.domain_ranges.items()}
+        ranges = {name: (start, end) for name, (start, end) in (self.config.domain_ranges or {}).items()}
         ranges["all"] = (0, max(self.config.codebook_sizes))
         for name in names:
-            if name not in ranges:
+            if name is not None and (not isinstance(name, str) or name not in ranges):
                 hint = ' General sound is "audio".' if name == "sound" else did_you_mean(str(name), ranges)
                 raise OptionError(f"domain={name!r} is not legal: choose one of {', '.join(ranges)}.{hint}")
-        return [ranges[name] for name in names]
+        return [ranges[name or "all"] for name in names]
 
     def _magnitude_loss(self, log_magnitude: Tensor, waveform: Tensor, lengths: list[int], frames: list[int]) -> Tensor:
         front_end = self.encoder.front_end
