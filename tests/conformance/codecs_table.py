@@ -1,0 +1,134 @@
+"""The table of codecs that the laws loop over. A new codec is done when it has its line here and all laws pass.
+
+The weights are random, drawn from a fixed seed; they are made uneven on purpose, so that a tensor that is lost on the
+way (to disk, to another process) changes ids.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from audiotok.auto import FAMILIES, Family
+from audiotok.codec import AudioCodec, CodecConfig, CodecFacts
+from audiotok.codecs.auv import AuvConfig
+from audiotok.layouts import layout_names
+from audiotok.quantizers.vector import FactorizedVectorQuantizer
+from audiotok.tokenizer import AudioTokenizer
+from audiotok.vocabulary import AudioVocabulary
+from conformance.toy_codecs import TOY_FAMILIES, ToyBandsConfig, ToyDepthConfig, ToyMultirateConfig, ToyRvqConfig
+
+CONFORMER = {"head_dim": 16, "ffn_mult": 2, "conv_kernel_size": 7}
+CONVNEXT = {"block_type": "convnext", "num_layers": 2, "ffn_mult": 2, "conv_kernel_size": 5}
+AUV = {
+    "hidden_size": 48,
+    "hop_length": 32,
+    "encoder_config": {"num_layers": 2, **CONFORMER},
+    "decoder_config": {"num_layers": 3, **CONFORMER},
+    "codebook_size": 320,
+    "domain_ranges": {"speech": [0, 128], "vocal": [0, 192], "music": [0, 320], "audio": [0, 320], "other": [192, 320]},
+}
+# The kind of the small bundled checkpoint; its mel bands need frames of this length.
+MINI = {
+    "hop_length": 320,
+    "input_features": ["log_magnitude", "subframe_mel"],
+    "standardize_features": True,
+    "normalize_latents": True,
+    "encoder_config": CONVNEXT,
+    "decoder_config": CONVNEXT,
+}
+STAGES = {"codebook_size": [96, 64], "domain_ranges": {"speech": [0, 32], "other": [32, 96]}, "sampling_rate": 8000}
+
+TABLE: dict[str, CodecConfig] = {
+    "auv": AuvConfig(**AUV),
+    "auv_convnext": AuvConfig(**{**AUV, **MINI}),
+    "auv_stages": AuvConfig(**{**AUV, **STAGES}),
+    "toy_rvq": ToyRvqConfig(),
+    "toy_bands": ToyBandsConfig(),
+    "toy_multirate": ToyMultirateConfig(),
+    "toy_depth": ToyDepthConfig(),
+}
+# Two legal values of each option of `encode` that give different codes.
+OPTION_VALUES: dict[str, tuple[Any, Any]] = {"domain": ("speech", "other"), "level": (0.4, 0.9)}
+
+FINITE = [name for name, config in TABLE.items() if config.facts.receptive_field_samples is not None]
+UNBOUNDED = [name for name in TABLE if name not in FINITE]
+# Codecs of the package, which have to be good citizens of transformers too.
+PUBLISHED = [name for name, config in TABLE.items() if type(config).__module__.startswith("audiotok.")]
+
+
+def family(config: CodecConfig) -> Family:
+    return next(f for f in (*FAMILIES.values(), *TOY_FAMILIES.values()) if f.model_type == config.model_type)
+
+
+def new_codec(name: str, **changes: Any) -> AudioCodec:
+    """A codec of its own, for tests that change it; `changes` are keys of its config."""
+    config = copy.deepcopy(TABLE[name])
+    if changes:
+        config = type(config)(**{**{key: getattr(config, key) for key in config.own_keys()}, **changes})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        codec = family(config).load("Model")(config)
+        make_uneven(codec.eval())
+        center_latents(codec)
+    return codec
+
+
+@torch.no_grad()
+def make_uneven(codec: AudioCodec) -> None:
+    """No tensor keeps the value that its layer starts with; variances stay positive."""
+    for name, tensor in codec.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.mul_(1 + 0.2 * torch.rand_like(tensor))
+            if not name.endswith("running_var"):
+                tensor.add_(0.02 * torch.randn_like(tensor))
+
+
+@torch.no_grad()
+def center_latents(codec: AudioCodec) -> None:
+    """Shift what the codebooks are searched with to mean zero: the codes of random weights become diverse."""
+    probe = torch.from_numpy(clip(codec.facts, 100 * codec.facts.hop_length))[None]
+    for stage in codec.modules():
+        if isinstance(stage, FactorizedVectorQuantizer):
+            seen: list[torch.Tensor] = []
+            hook = stage.in_proj.register_forward_hook(lambda _, inputs, output, seen=seen: seen.append(output))
+            codec.encode(probe)
+            hook.remove()
+            stage.in_proj.bias -= seen[0].flatten(0, -2).mean(dim=0)
+
+
+@cache
+def shared_codec(name: str) -> AudioCodec:
+    return new_codec(name)
+
+
+@cache
+def double_codec(name: str) -> AudioCodec:
+    """A codec for tests in double precision, which stays in it."""
+    return new_codec(name)
+
+
+def tokenizer_of(codec: AudioCodec, layout: str | None = None, options: dict[str, Any] | None = None) -> AudioTokenizer:
+    return family(codec.config).load("AudioTokenizer")(codec, None, layout, options, "a-name")
+
+
+def layouts_of(facts: CodecFacts) -> tuple[str, ...]:
+    vocabulary = AudioVocabulary(facts.codebook_sizes, facts.shared_codebook)
+    return layout_names(vocabulary, facts.codebook_strides, facts.variable_depth)
+
+
+def clip(facts: CodecFacts, num_samples: int, seed: int = 0) -> np.ndarray:
+    """A recording for a codec, `[C, N]` float32: a chirp and noise, with loud, soft and silent stretches."""
+    rng = np.random.default_rng(seed)
+    time = np.arange(num_samples) / facts.sampling_rate
+    phases = rng.uniform(0, 2 * np.pi, (facts.channels, 1))
+    chirp = np.sin(2 * np.pi * (200 + 700 * rng.random() + 3000 * time) * time + phases)
+    noise = rng.standard_normal((facts.channels, num_samples))
+    stretch = 4 * facts.hop_length
+    levels = rng.choice([0.0, 0.02, 0.1, 0.3, 0.6], 1 + num_samples // stretch, p=[0.1, 0.2, 0.3, 0.2, 0.2])
+    envelope = np.repeat(levels, stretch)[:num_samples]
+    return (envelope * (0.6 * chirp + 0.4 * noise)).astype(np.float32)
