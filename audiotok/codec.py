@@ -317,10 +317,15 @@ class AudioCodec(PreTrainedAudioTokenizerBase):
         samples = [int(n) for n in lengths]
         if len(samples) != batch:
             raise CodesError(f"lengths holds {len(samples)} numbers, codes {batch} clips: give one length a clip.")
-        frames = [self._frames_of(n, num_frames) for n in samples]
+        available = [num_frames] * batch if mask is None else self._masked_frames(mask)
+        frames = [self._frames_of(n, there) for n, there in zip(samples, available, strict=True)]
         codes, mask = (self._first_frames(value, max(frames)) for value in (codes, mask))
         audio = self._decode(codes, frames, mask, **options)
-        return self._trim(audio, [self.facts.output_length(n) for n in samples])
+        total = max(self.facts.output_length(n) for n in samples)
+        held = [
+            min(self.facts.output_length(n), self.facts.num_samples(f)) for n, f in zip(samples, frames, strict=True)
+        ]
+        return self._trim(audio, held, total)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -454,16 +459,22 @@ class AudioCodec(PreTrainedAudioTokenizerBase):
             )
         return min(frames, available)
 
+    def _masked_frames(self, mask: Any) -> list[int]:
+        """Frames of each clip that hold codes, by the mask of its first codebook."""
+        coarsest = mask[0] if isinstance(mask, list) else mask[:, 0]
+        return (coarsest.sum(dim=1) * self.facts.codebook_strides[0]).tolist()
+
     def _first_frames(self, value: Any, num_frames: int) -> Any:
         """Cut codes or their mask to what `num_frames` frames hold."""
         if isinstance(value, list):
-            return [v[..., : num_frames // s] for v, s in zip(value, self.facts.codebook_strides, strict=True)]
+            strides = self.facts.codebook_strides[: len(value)]
+            return [v[..., : num_frames // s] for v, s in zip(value, strides, strict=True)]
         return value if value is None else value[..., :num_frames]
 
     @staticmethod
-    def _trim(audio: Tensor, samples: list[int]) -> Tensor:
-        """Cut or zero-extend to the longest clip, with zeros behind each clip's end."""
-        total = max(samples)
+    def _trim(audio: Tensor, samples: list[int], total: int | None = None) -> Tensor:
+        """Cut or zero-extend to `total` (the longest clip's), with zeros behind each clip's own samples."""
+        total = max(samples) if total is None else total
         audio = F.pad(audio[..., :total], (0, max(0, total - audio.shape[-1])))
         if min(samples) == total:
             return audio

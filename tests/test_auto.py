@@ -147,6 +147,16 @@ def test_precision_is_float32_unless_asked_otherwise(folder: Path) -> None:
         assert len(loaded(WAVE, RATE).input_ids) == 32
 
 
+def test_a_dtype_that_was_asked_for_is_saved_with_the_tokenizer(saved: Path, tmp_path: Path) -> None:
+    """It changes ids, as a layout does: what is loaded again must be the same tokenizer."""
+    coarse = AutoAudioTokenizer.from_pretrained(saved, dtype="bfloat16")
+    coarse.save_pretrained(tmp_path / "coarse")
+    again = AutoAudioTokenizer.from_pretrained(tmp_path / "coarse")
+    assert again.codec.dtype == torch.bfloat16
+    assert again.fingerprint == coarse.fingerprint
+    assert AutoAudioTokenizer.from_pretrained(tmp_path / "coarse", dtype="float32").codec.dtype == torch.float32
+
+
 def test_only_weights_and_config_are_needed(folder: Path, tok: AudioTokenizer) -> None:
     (folder / "audio_tokenizer.json").unlink()
     (folder / "preprocessor_config.json").unlink()

@@ -270,9 +270,10 @@ def test_copies_answer_the_same(codec: AudioCodec, batch: Tensor) -> None:
     assert torch.equal(codes(codec, batch), expected), "copies share no memory with it"
 
 
-def test_the_hash_of_datasets_is_stable(name: str, batch: Tensor) -> None:
+def test_the_hash_of_datasets_is_stable() -> None:
     """Or `Dataset.map` computes everything again, each time."""
-    codec = new_codec(name)
+    codec = new_codec("auv")
+    batch = torch.from_numpy(clip(codec.facts, FRAMES * codec.facts.hop_length))[None]
     before = Hasher.hash(codec)
     codec.decode(codec.encode(batch))
     codec(batch)

@@ -70,6 +70,19 @@ def test_nothing_leaks_in_double_precision(codec_name: str) -> None:
             assert relative_difference(audio[row, :, :length], codec.decode(single)[0]) < 1e-9
 
 
+def test_the_published_framing_does_not_leak_either(codec_name: str) -> None:
+    """`partial_frame="drop"` leaves out what the published code leaves out, clip by clip."""
+    with double_precision(double_codec(codec_name)) as codec, torch.inference_mode():
+        clips = clips_of(codec.facts, RAGGED)
+        together = codec.encode(*padded(clips), partial_frame="drop")
+        for row, wave in enumerate(clips):
+            single = codec.encode(*alone(wave), partial_frame="drop")
+            for field in ("audio_codes", "audio_codes_mask"):
+                for many, one in zip(streams(together[field]), streams(single[field]), strict=True):
+                    assert torch.equal(many[row, : one.shape[1]], one[0])
+                    assert not many[row, one.shape[1] :].any()
+
+
 @torch.inference_mode()
 def test_padding_and_the_other_clips_are_not_read(codec: AudioCodec, facts: CodecFacts) -> None:
     """Another content of the padding and of the other clips, in a batch of one shape: not one bit may change."""
