@@ -16,6 +16,7 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOT
 PYTHON = [text for language, text in BLOCKS if language == "python"]
 SHELL = [text for language, text in BLOCKS if language == "sh"]
 DEMO = ROOT / "audiotok" / "assets" / "demo"
+AUDIOTOK = Path(sys.executable).parent / "audiotok"
 
 
 @pytest.fixture
@@ -51,8 +52,8 @@ def test_commands_run(command: str, workplace: Path) -> None:
     """Each `audiotok ...` line, in order of appearance, in a folder of its own."""
     words = shlex.split(command)
     if words[1] == "decode":  # its input is what the encode example writes
-        subprocess.run(["audiotok", "encode", "speech.wav", "--output", "codes.parquet"], check=True, timeout=300)
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+        subprocess.run([AUDIOTOK, "encode", "speech.wav", "--output", "codes.parquet"], check=True, timeout=300)
+    done = subprocess.run([AUDIOTOK, *words[1:]], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 

@@ -26,6 +26,7 @@ from transformers import (
 
 from audiotok import AutoAudioTokenizer, AuvAudioTokenizer
 from audiotok.codec import CodecFacts
+from audiotok.encoding import ClipCodes
 from audiotok.errors import EmptyAudioError, OptionError
 from audiotok.tokenizer import AudioTokenizer
 
@@ -214,24 +215,34 @@ def test_truncation_keeps_whole_frames(deep: AudioTokenizer, max_length: int) ->
 
 
 @pytest.mark.parametrize("name", ["toy_multirate", "toy_depth", "toy_bands"])
-def test_truncation_of_other_kinds_of_codes(name: str) -> None:
+def test_truncation_keeps_all_whole_frames_that_fit(name: str) -> None:
     codec = shared_codec(name)
     facts = codec.facts
-    audio = clip(facts, 30 * facts.hop_length)
+    audio = clip(facts, 12 * facts.hop_length)
     for layout in layouts_of(facts):
         tok = tokenizer_of(codec, layout)
-        whole = tok(audio, facts.sampling_rate)
-        least = 0 if layout == "variable" else tok.layout.num_ids(0)
-        for too_short in range(least):
-            with pytest.raises(OptionError, match=f"max_length.*{least}"):
-                tok(audio, facts.sampling_rate, truncation=True, max_length=too_short)
-        for max_length in range(least, 40, 3):
+        [encoded] = tok.encode_audio([audio], facts.sampling_rate)
+        prefixes = [ids_of_frames(tok, encoded, n) for n in range(0, 13, facts.frame_multiple)]
+        sizes = [ids.shape[-1] for ids in prefixes]
+        for max_length in range(sizes[0]):
+            with pytest.raises(OptionError, match=f"max_length.*{sizes[0]}"):
+                tok(audio, facts.sampling_rate, truncation=True, max_length=max_length)
+        for max_length in range(sizes[0], sizes[-1] + 2):
             cut = tok(audio, facts.sampling_rate, truncation=True, max_length=max_length, return_tensors="np")
-            assert cut.input_ids.shape[-1] <= max_length
+            expected = max(n for n, size in enumerate(sizes) if size <= max_length)
+            np.testing.assert_array_equal(cut.input_ids[0], prefixes[expected])
+            assert cut.audio_lengths[0] == expected * facts.frame_multiple * facts.hop_length
             decoded = tok.decode(cut.input_ids[0], cut.audio_lengths[0])
             assert decoded.shape[1] == facts.output_length(int(cut.audio_lengths[0]))
-            if layout in ("interleaved", "multirate", "variable"):
-                assert cut.input_ids[0].tolist() == whole.input_ids[: cut.input_ids.shape[-1]]
+
+
+def ids_of_frames(tok: AudioTokenizer, encoded: ClipCodes, num_frames: int) -> np.ndarray:
+    """Ids of the first frames of a clip."""
+    if isinstance(encoded.codes, list):
+        strides = tok.codec.facts.codebook_strides
+        return tok.codes_to_ids([row[: num_frames // s] for row, s in zip(encoded.codes, strides, strict=True)])
+    depths = None if encoded.depths is None else encoded.depths[:num_frames]
+    return tok.codes_to_ids(encoded.codes[:, :num_frames], depths)
 
 
 def test_truncation_counts_special_tokens(tok: AudioTokenizer) -> None:

@@ -83,6 +83,19 @@ def test_the_published_framing_does_not_leak_either(codec_name: str) -> None:
                     assert not many[row, one.shape[1] :].any()
 
 
+def test_options_do_not_leak_either(codec_name: str) -> None:
+    """Clips of one batch, each with its own value, without any certification."""
+    with double_precision(double_codec(codec_name)) as codec, torch.inference_mode():
+        clips = clips_of(codec.facts, RAGGED)
+        for option in codec.encode_options:
+            one, other = OPTION_VALUES[option]
+            values = [other, one, None, other, one]
+            together = codec.encode(*padded(clips), **{option: values})
+            for row, (wave, value) in enumerate(zip(clips, values, strict=True)):
+                single = codec.encode(*alone(wave), **{option: value})
+                assert true_codes(together, codec.facts, row) == true_codes(single, codec.facts, 0)
+
+
 @torch.inference_mode()
 def test_padding_and_the_other_clips_are_not_read(codec: AudioCodec, facts: CodecFacts) -> None:
     """Another content of the padding and of the other clips, in a batch of one shape: not one bit may change."""
