@@ -42,10 +42,10 @@ class Timing:
     cpu: float
 
 
-def measure_in_turn(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Timing]:
-    """Median times of runs that take turns, each after one run that is not counted."""
+def measure_in_turn(runs: Mapping[str, Callable[[], Any]], repeats: int, warm: bool = False) -> dict[str, Timing]:
+    """Median times of runs that take turns, each after one run that is not counted (`warm`: they ran already)."""
     names = list(runs)
-    for name in names:
+    for name in [] if warm else names:
         runs[name]()
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for turn in range(repeats):
@@ -116,7 +116,7 @@ def measure_codec(
             for direction, measure in (("encode", _encode_runs), ("decode", _decode_runs)):
                 runs, alone = measure(tokenizer, plain, clips)
                 differing = {key: _differing(run(), alone) for key, run in runs.items()}
-                times = measure_in_turn(runs, repeats)
+                times = measure_in_turn(runs, repeats, warm=True)
                 yield CodecRow(
                     model=name,
                     direction=direction,
@@ -192,8 +192,9 @@ def _differing(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> i
     count = 0
     for a, b in zip(found, expected, strict=True):
         if a.shape != b.shape:
-            raise AssertionError(f"A clip came back with the shape {a.shape}, not {b.shape}.")
-        count += int(np.count_nonzero(a != b if a.dtype.kind == "i" else np.abs(a - b) > AUDIO_ATOL))
+            count += max(a.size, b.size)
+        else:
+            count += int(np.count_nonzero(a != b if a.dtype.kind == "i" else np.abs(a - b) > AUDIO_ATOL))
     return count
 
 

@@ -16,7 +16,7 @@ import yaml
 from torch import nn
 
 from audiotok import AudioTokenizer, AutoAudioTokenizer, AuvAudioTokenizer, AuvConfig, AuvModel
-from audiotok.audio import load_audio, probe
+from audiotok.audio import load_audio
 from audiotok.auto import bundled
 from audiotok.errors import AudioInputError, CheckpointNotFoundError
 
@@ -99,7 +99,6 @@ def recorded_clips(folder: Path, count: int, max_seconds: float, sampling_rate: 
     order = np.random.default_rng(seed).permutation(len(files))
     clips = []
     for i in order[:count]:
-        probe(files[i])  # names the file where it is broken
         recording = load_audio(files[i], target_rate=sampling_rate, channels=1, downmix="mean")
         clips.append(recording.samples[0, : round(max_seconds * sampling_rate)])
     return clips

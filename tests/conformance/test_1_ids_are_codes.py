@@ -13,6 +13,7 @@ from audiotok.codec import CodecFacts
 from audiotok.errors import TokenError
 from audiotok.tokenizer import AudioTokenizer
 from conformance.codecs_table import clip, layouts_of
+from conformance.helpers import alone, streams
 
 FRAMES = st.one_of(st.sampled_from([0, 1]), st.integers(2, 40), st.integers(1000, 3000))
 
@@ -63,6 +64,12 @@ def test_ids_are_codes(tok: AudioTokenizer, facts: CodecFacts, num_frames: int, 
 def test_ids_of_a_recording_are_its_codes(tok: AudioTokenizer, facts: CodecFacts) -> None:
     wave = clip(facts, 50 * facts.hop_length + 7)
     [encoded] = tok.encode_audio([wave], facts.sampling_rate)
+    output = tok.codec.encode(*alone(wave))
+    for row, codes in zip(encoded.codes, streams(output.audio_codes), strict=True):
+        np.testing.assert_array_equal(row, codes[0])
+    if facts.variable_depth:
+        np.testing.assert_array_equal(encoded.depths, output.audio_codes_mask[0].sum(dim=0))
+        assert len(set(encoded.depths.tolist())) == facts.num_codebooks, "the clip must show every depth"
     for layout in layouts_of(facts):
         laid = tok.with_layout(layout)
         ids = np.array(laid(wave, facts.sampling_rate).input_ids)
