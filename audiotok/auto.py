@@ -127,8 +127,8 @@ class AutoAudioTokenizer:
                 its own format ("SWivid/AUV").
             layout: of ids; None for the one saved, or the codec's default.
             device: where the codec runs.
-            dtype: of the weights; float32 unless asked for, whatever they were saved as. Other dtypes change codes
-                and are part of the fingerprint.
+            dtype: what the codec computes in; None for the one the tokenizer was saved with, which is float32 unless
+                another was asked for. Other dtypes change codes and are part of the fingerprint.
             revision, cache_dir, token, local_files_only: of the hub, as in transformers.
             options: defaults of what changes ids (`domain=`, `chunk_length_s=`, ...); saved with the tokenizer.
 
@@ -144,14 +144,13 @@ class AutoAudioTokenizer:
             "local_files_only": local_files_only,
         }
         kind, where = _resolve(str(name), hub)
-        torch_dtype = _dtype(dtype)
         if kind == "published":
             published = PUBLISHED[str(name)]
             family = FAMILIES[published.family]
-            codec = load_published(family, [where], None).to(torch_dtype)
+            codec = load_published(family, [where], None).to(_dtype(dtype))
             tokenizer = family.load("AudioTokenizer")(codec, None, layout, options, str(name))
         else:
-            tokenizer = _load_folder(where, str(name), layout, torch_dtype, options)
+            tokenizer = _load_folder(where, str(name), layout, dtype, options)
         return tokenizer if device is None else _to_device(tokenizer, device)
 
 
@@ -221,7 +220,7 @@ def _from_hub(repo: str, hub: dict[str, Any], file: str | None) -> Path:
 
 
 def _load_folder(
-    folder: Path, name: str, layout: str | None, dtype: torch.dtype, options: dict[str, Any]
+    folder: Path, name: str, layout: str | None, dtype: str | torch.dtype | None, options: dict[str, Any]
 ) -> AudioTokenizer:
     from safetensors import SafetensorError
 
@@ -235,7 +234,9 @@ def _load_folder(
             f"from ({saved.get('name_or_path') or 'unknown'}), or save it again with its weights."
         )
     try:
-        codec = family.load("Model").from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+        codec = family.load("Model").from_pretrained(
+            folder, dtype=_dtype(dtype or saved.get("dtype")), use_safetensors=True, local_files_only=True
+        )
     except SafetensorError as error:
         raise CheckpointError(f"The safetensors files in {folder} are damaged: {error}. Fetch them again.") from error
     extractor = None

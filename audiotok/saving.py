@@ -106,6 +106,7 @@ def _write(tokenizer: AudioTokenizer, target: Path, save_weights: bool) -> None:
         "tokenizer_class": type(tokenizer).__name__,
         "layout": tokenizer.layout.name,
         "options": tokenizer.options,
+        "dtype": str(tokenizer.codec.dtype).removeprefix("torch."),
         "name_or_path": tokenizer.name_or_path,
         "fingerprint": tokenizer.fingerprint,
         "audiotok_version": audiotok.__version__,
