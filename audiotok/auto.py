@@ -295,7 +295,7 @@ def _suggestion(name: str) -> str:
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
     import torch
 
-    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
     if dtype is None:
         return torch.float32
     if dtype in names.values():

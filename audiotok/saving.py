@@ -95,11 +95,11 @@ def _is_ours(directory: Path) -> bool:
 
 
 def _write(tokenizer: AudioTokenizer, target: Path, save_weights: bool) -> None:
-    for old in target.glob("model*.safetensors*"):
-        old.unlink()  # weights of an earlier tokenizer must not pass for this one's
     if save_weights:
         tokenizer.codec.save_pretrained(target)
     else:
+        for old in target.glob("model*.safetensors*"):
+            old.unlink()  # weights of an earlier tokenizer must not pass for this one's
         tokenizer.codec.config.save_pretrained(target)
     tokenizer.feature_extractor.save_pretrained(target)
     record = {
