@@ -2,6 +2,7 @@
 
 From `start()`, `legal_ranges(state)` says which ids may come next, `advance(state, id)` takes one, and
 `can_end(state)` says where a sequence may stop. Ids that do not decode are refused here, with one sentence each.
+What may follow is a matter of the position (`FixedGrammar`) or of the ids before (`VariableGrammar`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,14 @@ from typing import Any, ClassVar, NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import ArrayLike
 
-from audiotok.errors import IncompleteFrameError, InvalidIdError, SpecialTokenError, TokenError
+from audiotok.errors import (
+    CodesError,
+    IncompleteFrameError,
+    InvalidIdError,
+    OptionError,
+    SpecialTokenError,
+    TokenError,
+)
 from audiotok.vocabulary import AudioVocabulary, as_integers, first_true
 
 
@@ -42,13 +50,15 @@ class IdGrammar(ABC):
         name: what users call the layout.
         is_2d: ids are `[Q, S]`, one stream a codebook, rather than `[L]`.
         vocabulary: the id space.
+        codebook_strides: frames per code of each codebook.
     """
 
     name: ClassVar[str]
     is_2d: ClassVar[bool] = False
 
-    def __init__(self, vocabulary: AudioVocabulary) -> None:
+    def __init__(self, vocabulary: AudioVocabulary, codebook_strides: tuple[int, ...]) -> None:
         self.vocabulary = vocabulary
+        self.codebook_strides = codebook_strides
         # A place takes kinds of ids: kind q is codebook q, after the codebooks come "no id" and the pad id.
         num_codebooks, pad = vocabulary.num_codebooks, vocabulary.pad_token_id
         self._nothing, self._pad = num_codebooks, num_codebooks + 1
@@ -60,6 +70,14 @@ class IdGrammar(ABC):
     def num_streams(self) -> int:
         """Ids a step: 1, or Q for a 2-D layout."""
         return self.vocabulary.num_codebooks if self.is_2d else 1
+
+    @abstractmethod
+    def num_ids(self, num_frames: int) -> int:
+        """Length of the sequence of `num_frames` frames: ids, or steps for a 2-D layout. OptionError if not fixed."""
+
+    @abstractmethod
+    def num_frames(self, num_ids: int) -> int:
+        """Frames in a sequence of this length; the inverse of `num_ids`."""
 
     def start(self) -> LayoutState:
         """The state before the first id."""
@@ -157,3 +175,92 @@ class IdGrammar(ABC):
         books = [f"codebook {k} (ids {first} to {end - 1})" for k, (first, end) in enumerate(self._ranges)]
         names = [*books[: self._nothing], "", f"the pad id {self.vocabulary.pad_token_id}"]
         return " or ".join(names[kind] for kind in kinds) or "no more ids"
+
+
+class FixedGrammar(IdGrammar):
+    """Grammar of ids whose number alone says where each code goes: what may follow is a matter of the position.
+
+    A subclass says which kinds stand where (`_kinds_at`).
+    """
+
+    def __init__(self, vocabulary: AudioVocabulary, codebook_strides: tuple[int, ...]) -> None:
+        super().__init__(vocabulary, codebook_strides)
+        self._repeats = [codebook_strides[0] // stride for stride in codebook_strides]  # codes a coarse frame
+        self._period = 1 if self.is_2d else sum(self._repeats)  # positions a coarse frame
+        self._tail = 0  # positions over those
+        self._shows_end = False  # an id of another kind than codebook 0 shows how many frames there are
+
+    @abstractmethod
+    def _kinds_at(self, positions: np.ndarray, num_coarse: int) -> np.ndarray:
+        """`[streams, len(positions)]` kinds of the ids there, in a clip of N coarse frames."""
+
+    def num_ids(self, num_frames: int) -> int:
+        stride = self.codebook_strides[0]
+        if num_frames < 0 or num_frames % stride:
+            raise CodesError(f"num_frames={num_frames} is not legal: frames come in multiples of {stride}, from 0 on.")
+        return num_frames // stride * self._period + self._tail
+
+    def num_frames(self, num_ids: int) -> int:
+        num_coarse, rest = divmod(num_ids - self._tail, self._period)
+        if rest or num_coarse < 0:
+            legal = f"{self._tail} and a multiple of {self._period}"
+            raise IncompleteFrameError(f'{num_ids} ids are no whole frames: layout "{self.name}" has {legal}.')
+        return num_coarse * self.codebook_strides[0]
+
+    def can_end(self, state: LayoutState) -> bool:
+        if not self._shows_end:
+            return state.position % self._period == 0
+        if state.num_frames is None:
+            return state.position == 0 and self._tail == 0
+        return state.position == state.num_frames * self._period + self._tail
+
+    def _legal_kinds(self, state: LayoutState) -> Sequence[Sequence[int]]:
+        # While the number of frames is open, either a frame more follows or those so far were all.
+        known = state.num_frames if self._shows_end else state.position + 1
+        ends = (state.position + 1, state.position) if known is None else (known,)
+        choices = [self._kinds_at(np.array([state.position]), end)[:, 0].tolist() for end in ends]
+        return [[k for k in dict.fromkeys(kinds) if k != self._nothing] for kinds in zip(*choices, strict=True)]
+
+    def _next_state(self, state: LayoutState, kinds: Sequence[int]) -> LayoutState:
+        ends_here = self._shows_end and state.num_frames is None and kinds[0] != 0
+        return LayoutState(state.position + 1, state.position if ends_here else state.num_frames)
+
+    def _state_after(self, ids: np.ndarray) -> LayoutState:
+        if not self._shows_end:
+            return LayoutState(ids.shape[-1])
+        first = ids[0] if self.is_2d else ids
+        return LayoutState(ids.shape[-1], first_true(first >= self._sizes[0]))
+
+    def _expected_kinds(self, ids: np.ndarray) -> np.ndarray:
+        length = ids.shape[-1]
+        end = self._state_after(ids).num_frames
+        return self._kinds_at(np.arange(length), length if end is None else end).reshape(ids.shape)
+
+
+class VariableGrammar(IdGrammar):
+    """Grammar of frames of one to Q ids, coarse to fine: each id deepens the frame, or begins the next one."""
+
+    def num_ids(self, num_frames: int) -> int:
+        raise OptionError(f'Layout "{self.name}" has no fixed number of ids a frame: sum the depths of the clip.')
+
+    def num_frames(self, num_ids: int) -> int:
+        raise OptionError(f'Layout "{self.name}" has no fixed number of ids a frame: decode the ids to know.')
+
+    def can_end(self, state: LayoutState) -> bool:
+        return True
+
+    def _legal_kinds(self, state: LayoutState) -> Sequence[Sequence[int]]:
+        return [[0, state.depth] if 0 < state.depth < len(self._sizes) else [0]]
+
+    def _next_state(self, state: LayoutState, kinds: Sequence[int]) -> LayoutState:
+        return LayoutState(state.position + 1, depth=kinds[0] + 1)
+
+    def _state_after(self, ids: np.ndarray) -> LayoutState:
+        return LayoutState(len(ids), depth=int(self._next_codebooks(ids)[-1]))
+
+    def _expected_kinds(self, ids: np.ndarray) -> np.ndarray:
+        return np.where(ids < self._sizes[0], 0, self._next_codebooks(ids)[:-1])
+
+    def _next_codebooks(self, ids: np.ndarray) -> np.ndarray:
+        """`[L + 1]` the codebook that deepens the frame at each place; Q, "no id", where it is full."""
+        return np.concatenate([[0], np.searchsorted(self._offsets, ids, side="right")])

@@ -4,7 +4,7 @@ Shapes: Q codebooks, T frames, T_q codes of codebook q, N coarse frames (N = T u
 rates), L ids, S steps of a 2-D layout. The drawings have codebooks of 10 entries, so that ids 0-9 belong to
 codebook 0, 10-19 to codebook 1, 20-29 to codebook 2, and 30 is the pad id.
 
-A layout is also a grammar for sampling (`IdGrammar`); `ids_to_codes` accepts exactly the sequences that it does.
+A layout is also a grammar for sampling (`audiotok.grammar`); `ids_to_codes` accepts exactly the sequences that it does.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from audiotok.errors import CodesError, IncompleteFrameError, OptionError, check_choice
-from audiotok.grammar import IdGrammar, LayoutState
+from audiotok.errors import CodesError, OptionError, check_choice
+from audiotok.grammar import FixedGrammar, IdGrammar, VariableGrammar
 from audiotok.vocabulary import AudioVocabulary, as_integers, first_true, within
 
 # Codes moved at once: half a MiB each way stays in the L2 cache between checking and moving, which takes nearly
@@ -42,15 +42,7 @@ class LayoutCodes(NamedTuple):
 
 
 class Layout(IdGrammar):
-    """Base of layouts; `get_layout` makes them and checks that they fit the codec.
-
-    Attributes:
-        codebook_strides: frames per code of each codebook.
-    """
-
-    def __init__(self, vocabulary: AudioVocabulary, codebook_strides: tuple[int, ...]) -> None:
-        super().__init__(vocabulary)
-        self.codebook_strides = codebook_strides
+    """Base of layouts; `get_layout` makes them and checks that they fit the codec."""
 
     @abstractmethod
     def codes_to_ids(self, codes: Any, depths: ArrayLike | None = None) -> np.ndarray:
@@ -81,66 +73,29 @@ class Layout(IdGrammar):
             IncompleteFrameError: every id is legal, but the last frame is not whole.
         """
 
-    def num_ids(self, num_frames: int) -> int:
-        """Length of the sequence of `num_frames` frames: ids, or steps for a 2-D layout. OptionError if not fixed."""
-        raise OptionError(f'Layout "{self.name}" has no fixed number of ids a frame: sum the depths of the clip.')
 
-    def num_frames(self, num_ids: int) -> int:
-        """Frames in a sequence of this length; the inverse of `num_ids`."""
-        raise OptionError(f'Layout "{self.name}" has no fixed number of ids a frame: decode the ids to know.')
-
-
-class FixedLayout(Layout):
+class FixedLayout(FixedGrammar, Layout):
     """A layout in which the number of frames alone says where each code goes.
 
-    It is a list of lanes: a lane is a strided run of a codebook's codes and the equally long strided run of ids
-    that they become. A subclass says where the lanes of ids run (`_id_lanes`) and, what is the same, which
-    codebook owns a position (`_kinds_at`); moving, checking and the grammar follow from these two.
+    A subclass moves checked codes to ids and back (`_write`, `_read`), and says which codebook owns a position
+    (`_kinds_at`), from which the grammar follows.
     """
 
-    def __init__(self, vocabulary: AudioVocabulary, codebook_strides: tuple[int, ...]) -> None:
-        super().__init__(vocabulary, codebook_strides)
-        self._is_multirate = max(codebook_strides) > 1
-        self._repeats = [codebook_strides[0] // stride for stride in codebook_strides]  # codes a coarse frame
-        self._order = list(_depth_first(self._repeats))
-        self._frame_kinds = np.array([codebook for codebook, _ in self._order])
-        self._period = 1 if self.is_2d else len(self._order)  # positions a coarse frame
-        self._tail = 0  # positions over those
-        self._shows_end = False  # an id of another kind than codebook 0 shows how many frames there are
+    @abstractmethod
+    def _write(self, rows: Rows, ids: np.ndarray) -> None:
+        """Fill `ids` with those of the codes, or raise for a code outside its codebook."""
 
     @abstractmethod
-    def _id_lanes(self, ids: np.ndarray, num_coarse: int) -> list[np.ndarray]:
-        """Views `[N]` of `ids`, one for each `(codebook, nth)` of `_order`."""
-
-    @abstractmethod
-    def _kinds_at(self, positions: np.ndarray, num_coarse: int) -> np.ndarray:
-        """`[streams, len(positions)]` kinds of the ids there, in a clip of N coarse frames."""
-
-    def num_ids(self, num_frames: int) -> int:
-        stride = self.codebook_strides[0]
-        if num_frames < 0 or num_frames % stride:
-            raise CodesError(f"num_frames={num_frames} is not legal: frames come in multiples of {stride}, from 0 on.")
-        return num_frames // stride * self._period + self._tail
-
-    def num_frames(self, num_ids: int) -> int:
-        num_coarse, rest = divmod(num_ids - self._tail, self._period)
-        if rest or num_coarse < 0:
-            legal = f"{self._tail} and a multiple of {self._period}"
-            raise IncompleteFrameError(f'{num_ids} ids are no whole frames: layout "{self.name}" has {legal}.')
-        return num_coarse * self.codebook_strides[0]
+    def _read(self, ids: np.ndarray, rows: Rows) -> None:
+        """Fill `rows` with the codes of whole frames of ids, or refuse the ids."""
 
     def codes_to_ids(self, codes: Any, depths: ArrayLike | None = None) -> np.ndarray:
         if depths is not None:
             raise CodesError(f'Layout "{self.name}" takes no depths, its frames are all whole: leave depths out.')
         rows = self._check_rows(codes)
-        num_coarse = len(rows[0])
-        length = num_coarse * self._period + self._tail
+        length = len(rows[0]) * self._period + self._tail
         ids = np.empty((self.num_streams, length) if self.is_2d else length, dtype=np.int64)
-        for codebook, codes_part, ids_part in self._moves(rows, ids, num_coarse):
-            block = codes_part.astype(np.int64, copy=False)
-            if not within(block, self._sizes[codebook]):
-                raise self.vocabulary.code_error(rows)
-            np.add(block, self._offsets[codebook], out=ids_part)
+        self._write(rows, ids)
         return ids
 
     def ids_to_codes(self, ids: ArrayLike) -> LayoutCodes:
@@ -149,35 +104,14 @@ class FixedLayout(Layout):
         if rest or num_coarse < 0:
             self._refuse(array)
         rows: np.ndarray | list[np.ndarray] = np.empty((len(self._sizes), num_coarse), dtype=np.int64)
-        if self._is_multirate:
+        if self.codebook_strides[0] > 1:
             rows = [np.empty(num_coarse * repeats, dtype=np.int64) for repeats in self._repeats]
-        for codebook, codes_part, ids_part in self._moves(rows, array, num_coarse):
-            np.subtract(ids_part, self._offsets[codebook], out=codes_part, dtype=np.int64)
-            if not within(codes_part, self._sizes[codebook]):
-                self._refuse(array)
+        self._read(array, rows)
         return LayoutCodes(rows)
-
-    def can_end(self, state: LayoutState) -> bool:
-        if not self._shows_end:
-            return state.position % self._period == 0
-        if state.num_frames is None:
-            return state.position == 0 and self._tail == 0
-        return state.position == state.num_frames * self._period + self._tail
-
-    def _moves(self, rows: Rows, ids: np.ndarray, num_coarse: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """`(codebook, part of its codes, the ids of that part)`, block by block over all lanes."""
-        code_lanes = self._code_lanes(rows)
-        id_lanes = self._id_lanes(ids, num_coarse)
-        for part in _blocks(num_coarse, len(self._order)):
-            for (codebook, _), code_lane, id_lane in zip(self._order, code_lanes, id_lanes, strict=True):
-                yield codebook, code_lane[part], id_lane[part]
-
-    def _code_lanes(self, rows: Rows) -> list[np.ndarray]:
-        return [rows[codebook][nth :: self._repeats[codebook]] for codebook, nth in self._order]
 
     def _check_rows(self, codes: Any) -> Rows:
         """`codes` as one array of integers a codebook, with lengths that fit each other."""
-        if not self._is_multirate:
+        if self.codebook_strides[0] == 1:
             return self.vocabulary.check_codes(codes)
         rows = [as_integers(row, "codes", CodesError) for row in codes]
         shapes = [row.shape for row in rows]
@@ -188,28 +122,6 @@ class FixedLayout(Layout):
                 f"the ratio {':'.join(map(str, self._repeats))}, one clip at a time."
             )
         return rows
-
-    def _legal_kinds(self, state: LayoutState) -> Sequence[Sequence[int]]:
-        # While the number of frames is open, either a frame more follows or those so far were all.
-        known = state.num_frames if self._shows_end else state.position + 1
-        ends = (state.position + 1, state.position) if known is None else (known,)
-        choices = [self._kinds_at(np.array([state.position]), end)[:, 0].tolist() for end in ends]
-        return [[k for k in dict.fromkeys(kinds) if k != self._nothing] for kinds in zip(*choices, strict=True)]
-
-    def _next_state(self, state: LayoutState, kinds: Sequence[int]) -> LayoutState:
-        ends_here = self._shows_end and state.num_frames is None and kinds[0] != 0
-        return LayoutState(state.position + 1, state.position if ends_here else state.num_frames)
-
-    def _state_after(self, ids: np.ndarray) -> LayoutState:
-        if not self._shows_end:
-            return LayoutState(ids.shape[-1])
-        first = ids[0] if self.is_2d else ids
-        return LayoutState(ids.shape[-1], first_true(first >= self._sizes[0]))
-
-    def _expected_kinds(self, ids: np.ndarray) -> np.ndarray:
-        length = ids.shape[-1]
-        end = self._state_after(ids).num_frames
-        return self._kinds_at(np.arange(length), length if end is None else end).reshape(ids.shape)
 
 
 class InterleavedLayout(FixedLayout):
@@ -222,8 +134,39 @@ class InterleavedLayout(FixedLayout):
 
     name = "interleaved"
 
-    def _id_lanes(self, ids: np.ndarray, num_coarse: int) -> list[np.ndarray]:
-        return list(ids.reshape(num_coarse, self._period).T)
+    def __init__(self, vocabulary: AudioVocabulary, codebook_strides: tuple[int, ...]) -> None:
+        super().__init__(vocabulary, codebook_strides)
+        # `(codebook, nth)` of the codes in a coarse frame, by the time at which each begins.
+        codes = [(codebook, nth) for codebook, repeats in enumerate(self._repeats) for nth in range(repeats)]
+        self._order = sorted(codes, key=lambda code: (code[1] * codebook_strides[code[0]], code[0]))
+        self._frame_kinds = np.array([codebook for codebook, _ in self._order])
+        self._frame_offsets = vocabulary.offsets[self._frame_kinds, None]
+        self._frame_sizes = np.array(self._sizes)[self._frame_kinds, None]
+
+    def _block(self, rows: Any, part: slice) -> np.ndarray:
+        """`[places in a coarse frame, n]` int64 codes of some coarse frames."""
+        return rows[:, part].astype(np.int64, copy=False)
+
+    def _store(self, block: np.ndarray, rows: Any, part: slice) -> None:
+        """The inverse of `_block`."""
+        rows[:, part] = block
+
+    def _write(self, rows: Rows, ids: np.ndarray) -> None:
+        frames = ids.reshape(-1, self._period)
+        for part in _blocks(len(frames), self._period):
+            block = self._block(rows, part)
+            if not _all_within(block, self._frame_sizes):
+                raise self.vocabulary.code_error(rows)
+            # Adding first and transposing then takes two thirds of the time of writing sums place by place.
+            frames[part] = (block + self._frame_offsets).T
+
+    def _read(self, ids: np.ndarray, rows: Rows) -> None:
+        frames = ids.reshape(-1, self._period)
+        for part in _blocks(len(frames), self._period):
+            block = np.subtract(frames[part].T, self._frame_offsets, dtype=np.int64, order="C")
+            if not _all_within(block, self._frame_sizes):
+                self._refuse(ids)
+            self._store(block, rows, part)
 
     def _kinds_at(self, positions: np.ndarray, num_coarse: int) -> np.ndarray:
         return self._frame_kinds[None, positions % self._period]
@@ -241,8 +184,46 @@ class MultirateLayout(InterleavedLayout):
 
     name = "multirate"
 
+    def _block(self, rows: Any, part: slice) -> np.ndarray:
+        return np.stack([lane[part] for lane in self._lanes(rows)], dtype=np.int64)
 
-class CoarseFirstLayout(FixedLayout):
+    def _store(self, block: np.ndarray, rows: Any, part: slice) -> None:
+        for lane, codes in zip(self._lanes(rows), block, strict=True):
+            lane[part] = codes
+
+    def _lanes(self, rows: Rows) -> list[np.ndarray]:
+        """Views `[N]` of the codes, one for each place in a coarse frame."""
+        return [rows[codebook][nth :: self._repeats[codebook]] for codebook, nth in self._order]
+
+
+class RunsLayout(FixedLayout):
+    """A layout in which the codes of a codebook become one run of ids, in their order."""
+
+    @abstractmethod
+    def _runs(self, ids: np.ndarray, num_coarse: int) -> Sequence[np.ndarray]:
+        """Views of `ids`, one for the codes of each codebook."""
+
+    def _parts(self, rows: Rows, ids: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """`(codebook, some of its codes, the ids of those)`."""
+        for codebook, (row, run) in enumerate(zip(rows, self._runs(ids, len(rows[0])), strict=True)):
+            for part in _blocks(len(row), 1):
+                yield codebook, row[part], run[part]
+
+    def _write(self, rows: Rows, ids: np.ndarray) -> None:
+        for codebook, codes, run in self._parts(rows, ids):
+            block = codes.astype(np.int64, copy=False)
+            if not within(block, self._sizes[codebook]):
+                raise self.vocabulary.code_error(rows)
+            np.add(block, self._offsets[codebook], out=run)
+
+    def _read(self, ids: np.ndarray, rows: Rows) -> None:
+        for codebook, codes, run in self._parts(rows, ids):
+            np.subtract(run, self._offsets[codebook], out=codes, dtype=np.int64)
+            if not within(codes, self._sizes[codebook]):
+                self._refuse(ids)
+
+
+class CoarseFirstLayout(RunsLayout):
     """All codes of codebook 0, then all of codebook 1, and so on.
 
         codes   1  2  3        ids   1 2 3   14 15 16   27 28 29
@@ -260,8 +241,8 @@ class CoarseFirstLayout(FixedLayout):
         self._part_ends = np.cumsum(self._repeats)
         self._shows_end = len(self._sizes) > 1 and not vocabulary.shared_codebook
 
-    def _id_lanes(self, ids: np.ndarray, num_coarse: int) -> list[np.ndarray]:
-        return self._code_lanes(np.split(ids, num_coarse * self._part_ends[:-1]))
+    def _runs(self, ids: np.ndarray, num_coarse: int) -> Sequence[np.ndarray]:
+        return np.split(ids, num_coarse * self._part_ends[:-1])
 
     def _kinds_at(self, positions: np.ndarray, num_coarse: int) -> np.ndarray:
         if not self._shows_end:
@@ -270,7 +251,7 @@ class CoarseFirstLayout(FixedLayout):
         return np.searchsorted(num_coarse * self._part_ends, positions, side="right")[None]
 
 
-class ParallelLayout(FixedLayout):
+class ParallelLayout(RunsLayout):
     """One stream a codebook, all in step: S = T.
 
     codes   1  2  3        ids    1  2  3
@@ -288,25 +269,22 @@ class ParallelLayout(FixedLayout):
         self._tail = int(self._late[-1])
         self._shows_end = self._tail > 0
 
-    def codes_to_ids(self, codes: Any, depths: ArrayLike | None = None) -> np.ndarray:
-        ids = super().codes_to_ids(codes, depths)
+    def _write(self, rows: Rows, ids: np.ndarray) -> None:
+        super()._write(rows, ids)
         for corner in self._corners(ids):
             corner[:] = self.vocabulary.pad_token_id
-        return ids
 
-    def ids_to_codes(self, ids: ArrayLike) -> LayoutCodes:
-        array = self._check_ids(ids)
-        decoded = super().ids_to_codes(array)
-        if any((corner != self.vocabulary.pad_token_id).any() for corner in self._corners(array)):
-            self._refuse(array)
-        return decoded
+    def _read(self, ids: np.ndarray, rows: Rows) -> None:
+        if any((corner != self.vocabulary.pad_token_id).any() for corner in self._corners(ids)):
+            self._refuse(ids)
+        super()._read(ids, rows)
 
     def _corners(self, ids: np.ndarray) -> Iterator[np.ndarray]:
         for row, late in zip(ids, self._late, strict=True):
             yield row[:late]
             yield row[len(row) - self._tail + late :]
 
-    def _id_lanes(self, ids: np.ndarray, num_coarse: int) -> list[np.ndarray]:
+    def _runs(self, ids: np.ndarray, num_coarse: int) -> Sequence[np.ndarray]:
         return [row[late : late + num_coarse] for row, late in zip(ids, self._late, strict=True)]
 
     def _kinds_at(self, positions: np.ndarray, num_coarse: int) -> np.ndarray:
@@ -331,7 +309,7 @@ class DelayLayout(ParallelLayout):
     _delay = 1
 
 
-class VariableLayout(Layout):
+class VariableLayout(VariableGrammar, Layout):
     """Frame by frame, coarse to fine, each only as deep as it is: an id of codebook 0 begins the next frame.
 
     codes   1  2  3        depths   1 3 2        ids   1   2 15 28   3 16
@@ -344,10 +322,11 @@ class VariableLayout(Layout):
     def codes_to_ids(self, codes: Any, depths: ArrayLike | None = None) -> np.ndarray:
         rows = self.vocabulary.check_codes(codes)
         lengths = self._check_depths(depths, rows.shape[1])
-        ends, num_ids = np.cumsum(lengths), int(lengths.sum())
+        num_ids, end = int(lengths.sum()), 0
         ids = np.empty(num_ids + len(rows), dtype=np.int64)
         for part in _blocks(len(lengths), len(rows)):
-            starts = ends[part] - lengths[part]
+            ends = end + np.cumsum(lengths[part], dtype=np.int64)
+            starts, end = ends - lengths[part], int(ends[-1])
             # Finest codebook first, all frames whole: what a shallow frame writes beyond its depth lands on
             # coarser ids of later frames, and those are written later. So no mask is needed.
             for codebook in reversed(range(len(rows))):
@@ -360,59 +339,46 @@ class VariableLayout(Layout):
                         f"Code {block[hidden]} of codebook {codebook} at frame {part.start + hidden} lies beyond the "
                         "depth of its frame and would be lost: set it to 0, or give the right depths."
                     )
-                ids[starts + codebook] = block + self._offsets[codebook]
+                ids[codebook:][starts] = block + self._offsets[codebook]
         return ids[:num_ids]
 
     def ids_to_codes(self, ids: ArrayLike) -> LayoutCodes:
         array = self._check_ids(ids)
-        starts = np.flatnonzero(array < self._sizes[0])
-        depths = np.diff(starts, append=len(array))
-        if len(array) and (len(starts) == 0 or starts[0] > 0 or depths.max() > len(self._sizes)):
+        bounds = np.flatnonzero(np.append(array < self._sizes[0], True))  # where frames begin, and the end
+        starts, depths = bounds[:-1], np.diff(bounds)
+        if bounds[0] > 0 or depths.max(initial=0) > len(self._sizes):
             self._refuse(array)
         source = array.astype(np.int64, copy=False)
         codes = np.empty((len(self._sizes), len(starts)), dtype=np.int64)
+        missing = len(depths) - np.cumsum(np.bincount(depths, minlength=len(codes) + 1))  # frames deeper than that
         for part in _blocks(len(starts), len(codes)):
             for codebook, block in enumerate(codes[:, part]):
-                # Beyond a frame's depth this takes an id of a later frame, and the product makes it 0.
-                np.take(source, starts[part] + codebook, out=block, mode="clip")
+                # Beyond a frame's depth this takes an id of a later frame, which stands less deep there: a legal one
+                # gives a negative difference. So from codebook 0 on, as many differences as frames are this deep
+                # are codes only if every id is legal in its place.
+                np.take(source[min(codebook, len(source) - 1) :], starts[part], out=block, mode="clip")
                 np.subtract(block, self._offsets[codebook], out=block)
-                np.multiply(block, depths[part] > codebook, out=block)
-                if not within(block, self._sizes[codebook]):
-                    self._refuse(array)
+                missing[codebook] -= np.count_nonzero(block.view(np.uint64) < self._sizes[codebook])
+                np.maximum(block, 0, out=block)
+        if missing.any():
+            self._refuse(array)
         return LayoutCodes(codes, depths)
 
     def _check_depths(self, depths: ArrayLike | None, num_frames: int) -> np.ndarray:
+        """`depths` in the narrowest type that holds them."""
         if depths is None:
             raise CodesError('Layout "variable" needs the number of codes in each frame: give depths, [T] integers.')
         array = as_integers(depths, "depths", CodesError)
         if array.shape != (num_frames,):
             raise CodesError(f"depths have shape {list(array.shape)}: give one for each of {num_frames} frames.")
-        frame = first_true((array < 1) | (array > len(self._sizes)))
-        if frame is not None:
+        deepest = len(self._sizes)
+        if array.min(initial=1) < 1 or array.max(initial=1) > deepest:
+            frame = first_true((array < 1) | (array > deepest))
             raise CodesError(
-                f"Depth {array[frame]} of frame {frame} is outside 1 to {len(self._sizes)}: every frame has a code "
+                f"Depth {array[frame]} of frame {frame} is outside 1 to {deepest}: every frame has a code "
                 "of codebook 0, and at most one of each."
             )
-        return array.astype(np.int64, copy=False)
-
-    def can_end(self, state: LayoutState) -> bool:
-        return True
-
-    def _legal_kinds(self, state: LayoutState) -> Sequence[Sequence[int]]:
-        return [[0, state.depth] if 0 < state.depth < len(self._sizes) else [0]]
-
-    def _next_state(self, state: LayoutState, kinds: Sequence[int]) -> LayoutState:
-        return LayoutState(state.position + 1, depth=kinds[0] + 1)
-
-    def _state_after(self, ids: np.ndarray) -> LayoutState:
-        return LayoutState(len(ids), depth=int(self._next_codebooks(ids)[-1]))
-
-    def _expected_kinds(self, ids: np.ndarray) -> np.ndarray:
-        return np.where(ids < self._sizes[0], 0, self._next_codebooks(ids)[:-1])
-
-    def _next_codebooks(self, ids: np.ndarray) -> np.ndarray:
-        """`[L + 1]` the codebook that deepens the frame at each place; Q, "no id", where it is full."""
-        return np.concatenate([[0], np.searchsorted(self._offsets, ids, side="right")])
+        return array.astype(np.min_scalar_type(deepest))
 
 
 _CLASSES = (InterleavedLayout, CoarseFirstLayout, ParallelLayout, DelayLayout, VariableLayout, MultirateLayout)
@@ -485,13 +451,9 @@ def _check_strides(strides: Sequence[int] | None, vocabulary: AudioVocabulary) -
     return tuple(strides)
 
 
-def _depth_first(repeats: Sequence[int], codebook: int = 0, nth: int = 0) -> Iterator[tuple[int, int]]:
-    """`(codebook, nth)` of the codes in a coarse frame, each before those that refine it."""
-    yield codebook, nth
-    if codebook + 1 < len(repeats):
-        ratio = repeats[codebook + 1] // repeats[codebook]
-        for child in range(nth * ratio, (nth + 1) * ratio):
-            yield from _depth_first(repeats, codebook + 1, child)
+def _all_within(block: np.ndarray, sizes: np.ndarray) -> bool:
+    """`within` for codes `[lanes, n]` and the sizes `[lanes, 1]` of their codebooks."""
+    return bool((block.view(np.uint64).max(axis=1, keepdims=True, initial=0) < sizes).all())
 
 
 def _blocks(length: int, num_lanes: int) -> Iterator[slice]:
