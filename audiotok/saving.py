@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 import audiotok
-from audiotok.auto import FAMILIES, SUBFOLDER, TOKENIZER_FILE
-from audiotok.errors import OutputNotWritableError
+from audiotok.auto import FAMILIES, PUBLISHED, SUBFOLDER, TOKENIZER_FILE, bundled
+from audiotok.conversion import read_config
+from audiotok.errors import AudioTokError, OutputNotWritableError
 
 if TYPE_CHECKING:
     from audiotok.codec import AudioCodec
@@ -29,11 +32,19 @@ if TYPE_CHECKING:
 CODE_VERSION = 1
 OURS = (TOKENIZER_FILE, "config.json", "model.safetensors", "preprocessor_config.json", "README.md")
 SHARD = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+LICENSE_KEYS = ("license", "license_name", "license_link")  # of a card's front matter
+# What authors state of published weights (`Published.licence`), as the hub names it; what is not here is not known.
+STATED_LICENSES = {"MIT, code and weights": "mit"}
 NEUTRAL = (".git", ".gitattributes", ".cache", "LICENSE", "CREDITS.md", "curves.png")
 
 
 def fingerprint(tokenizer: AudioTokenizer) -> str:
     """64 hex digits of everything that decides ids and audio: config, weights, dtype, layout, options."""
+    return _fingerprint(tokenizer, tokenizer.layout.name, tokenizer.options)
+
+
+def _fingerprint(tokenizer: AudioTokenizer, layout: Any, options: Mapping[str, Any]) -> str:
+    """What the fingerprint would be with this layout and these options."""
     config = tokenizer.codec.config
     keys = sorted(config.own_keys() - set(config.training_keys))
     content = {
@@ -41,8 +52,8 @@ def fingerprint(tokenizer: AudioTokenizer) -> str:
         "model_type": config.model_type,
         "config": {key: getattr(config, key) for key in keys},
         "weights": weights_digest(tokenizer.codec),
-        "layout": tokenizer.layout.name,
-        "options": {key: value for key, value in tokenizer.options.items() if value is not None},
+        "layout": layout,
+        "options": {key: value for key, value in options.items() if value is not None},
         "feature_extractor": [tokenizer.feature_extractor.sampling_rate, tokenizer.feature_extractor.hop_length],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -118,7 +129,9 @@ def _write(tokenizer: AudioTokenizer, target: Path, save_weights: bool) -> None:
 
 
 def model_card(tokenizer: AudioTokenizer) -> str:
-    """A README.md with the facts of the codec, and how to use it."""
+    """A README.md with the facts of the codec, its licence where that is known, and how to use it."""
+    from huggingface_hub import ModelCardData
+
     facts = tokenizer.codec.facts
     family = next(f for f in FAMILIES.values() if f.model_type == tokenizer.codec.config.model_type)
     rows = {
@@ -131,17 +144,77 @@ def model_card(tokenizer: AudioTokenizer) -> str:
         "fingerprint": f"`{tokenizer.fingerprint}`",
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    licence = licence_of(tokenizer)
+    tags = ["audiotok", "audio-codec", "audio-tokenizer"]
+    matter = ModelCardData(library_name="audiotok", pipeline_tag="audio-to-audio", tags=tags, **licence)
+    missing = "Training data and figures" if licence else "Training data, licence and figures"
     return (
-        "---\nlibrary_name: audiotok\npipeline_tag: audio-to-audio\ntags:\n- audiotok\n- audio-codec\n"
-        "- audio-tokenizer\n---\n\n"
+        f"---\n{matter.to_yaml()}\n---\n\n"
         f"# {tokenizer.name_or_path or family.prefix} as an audio tokenizer\n\n{family.title} ({family.paper}).\n\n"
         f"| | |\n|---|---|\n{table}\n\n"
         "```python\nfrom audiotok import AutoAudioTokenizer\n\n"
         'tok = AutoAudioTokenizer.from_pretrained("THIS_FOLDER_OR_REPOSITORY")\n'
         'enc = tok("speech.wav", return_tensors="pt")\n'
         "wave = tok.decode(enc.input_ids[0], length=enc.audio_lengths[0])\n```\n\n"
-        "Training data, licence and figures: to be filled in by whoever publishes these weights.\n"
+        f"{missing}: to be filled in by whoever publishes these weights.\n"
     )
+
+
+def licence_of(tokenizer: AudioTokenizer) -> dict[str, Any]:
+    """What is known of the licence of a tokenizer's weights, as front matter of a model card; empty if nothing is.
+
+    It is what the card beside the weights says, as long as the tokenizer still has the weights of that folder (whoever
+    trains them further decides for themselves), or what the authors of published weights state.
+    """
+    name = tokenizer.name_or_path
+    folder = _loaded_from(name)
+    if folder is not None and _has_weights_of(tokenizer, folder):
+        matter = _front_matter(folder / "README.md")
+        known = {key: matter[key] for key in LICENSE_KEYS if matter.get(key)}
+        if "://" not in str(known.get("license_link")):  # to a file of that folder
+            known.pop("license_link", None)
+        return known
+    if folder is None and name in PUBLISHED and PUBLISHED[name].licence in STATED_LICENSES:
+        return {"license": STATED_LICENSES[PUBLISHED[name].licence]}
+    return {}
+
+
+def _loaded_from(name: str) -> Path | None:
+    """The folder on this disk that a name stands for, in the order in which `from_pretrained` looks."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    if os.path.isdir(name):
+        nested = Path(name) / SUBFOLDER
+        return nested if (nested / TOKENIZER_FILE).is_file() else Path(name)
+    for full, folder in bundled().items():
+        if name in (full, folder.name):
+            return folder
+    try:
+        file = try_to_load_from_cache(name, TOKENIZER_FILE)
+    except HFValidationError:  # no name of a repository
+        return None
+    return Path(file).parent if isinstance(file, str) else None
+
+
+def _has_weights_of(tokenizer: AudioTokenizer, folder: Path) -> bool:
+    """Whether the tokenizer is the one saved in `folder`, but for layout and options."""
+    try:
+        saved = read_config(folder / TOKENIZER_FILE)
+    except (OSError, AudioTokError):  # the folder was changed since
+        return False
+    return saved.get("fingerprint") == _fingerprint(tokenizer, saved.get("layout"), saved.get("options") or {})
+
+
+def _front_matter(card: Path) -> Mapping[str, Any]:
+    """What stands between the --- of a model card; nothing where that is no card, or a damaged one."""
+    from huggingface_hub import metadata_load
+    from yaml import YAMLError
+
+    try:
+        return metadata_load(card) or {}
+    except (OSError, ValueError, YAMLError):
+        return {}
 
 
 def push_tokenizer(

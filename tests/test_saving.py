@@ -12,9 +12,10 @@ import pytest
 import torch
 from conformance.codecs_table import PUBLISHED, clip, new_codec, shared_codec, tokenizer_of
 from conformance.helpers import refused
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
-from audiotok import AutoAudioTokenizer, __version__
+from audiotok import AutoAudioTokenizer, __version__, auto
 from audiotok.errors import CheckpointNotFoundError, OutputNotWritableError
 from audiotok.saving import model_card
 from audiotok.tokenizer import AudioTokenizer
@@ -147,6 +148,124 @@ def test_the_model_card_states_the_facts(name: str, tmp_path: Path) -> None:
     code = card.split("```python\n")[1].split("```")[0]
     tok.save_pretrained(tmp_path / "x")
     compile(code, "README.md", "exec")
+
+
+# Its licence
+
+
+def licence(card: str) -> dict[str, str]:
+    return {key: value for key, value in ModelCard(card).data.to_dict().items() if key.startswith("license")}
+
+
+@pytest.fixture
+def licensed(tok: AudioTokenizer, tmp_path: Path) -> Path:
+    """A tokenizer in a folder whose card was given a licence."""
+    tok.save_pretrained(tmp_path / "licensed")
+    give_licence(tmp_path / "licensed", "license: cc-by-4.0")
+    return tmp_path / "licensed"
+
+
+def give_licence(folder: Path, lines: str) -> None:
+    card = (folder / "README.md").read_text()
+    assert "license" not in card
+    (folder / "README.md").write_text(card.replace("---\n", f"---\n{lines}\n", 1))
+
+
+def test_a_licence_that_is_not_known_is_left_out(tok: AudioTokenizer) -> None:
+    """`tok` has a name that no checkpoint has; a tokenizer made from a codec has none."""
+    for name in ("a-name", "", "/no/such/folder", "owner/a name", "owner/not-in-the-cache"):
+        card = model_card(type(tok)(tok.codec, name=name))
+        assert licence(card) == {}
+        assert "Training data, licence and figures: to be filled in" in card
+
+
+@pytest.mark.parametrize(
+    "lines", ["license: apache-2.0", "license: other\nlicense_name: mine\nlicense_link: https://mine.org/terms"]
+)
+def test_the_licence_of_a_folder_stays_with_its_weights(tok: AudioTokenizer, tmp_path: Path, lines: str) -> None:
+    tok.save_pretrained(tmp_path / "a")
+    give_licence(tmp_path / "a", lines)
+    loaded = AutoAudioTokenizer.from_pretrained(tmp_path / "a", layout="coarse_first", domain="music")
+    loaded.save_pretrained(tmp_path / "b")
+    AutoAudioTokenizer.from_pretrained(tmp_path / "b").save_pretrained(tmp_path / "c")
+    for folder in ("b", "c"):
+        card = (tmp_path / folder / "README.md").read_text()
+        assert licence(card) == dict(line.split(": ") for line in lines.splitlines())
+        assert "Training data and figures: to be filled in" in card
+
+
+def test_a_link_to_a_file_that_is_not_copied_is_left_out(tok: AudioTokenizer, tmp_path: Path) -> None:
+    tok.save_pretrained(tmp_path)
+    give_licence(tmp_path, "license: other\nlicense_name: mine\nlicense_link: LICENSE")
+    card = model_card(AutoAudioTokenizer.from_pretrained(tmp_path))
+    assert licence(card) == {"license": "other", "license_name": "mine"}
+
+
+def test_other_weights_do_not_inherit_a_licence(licensed: Path) -> None:
+    loaded = AutoAudioTokenizer.from_pretrained(licensed)
+    assert licence(model_card(loaded)) == {"license": "cc-by-4.0"}
+    with torch.no_grad():
+        next(loaded.codec.parameters()).add_(1)
+    assert licence(model_card(loaded)) == {}
+
+
+def test_a_name_says_nothing_of_other_weights(tok: AudioTokenizer, other: AudioTokenizer, licensed: Path) -> None:
+    assert licence(model_card(type(tok)(tok.codec, name=str(licensed)))) == {"license": "cc-by-4.0"}
+    assert licence(model_card(type(tok)(other.codec, name=str(licensed)))) == {}
+
+
+def test_the_licence_of_a_language_model_is_not_the_tokenizers(tok: AudioTokenizer, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "README.md").write_text("---\nlicense: llama3\n---\n")
+    tok.save_pretrained(tmp_path)
+    assert licence(model_card(AutoAudioTokenizer.from_pretrained(tmp_path))) == {}
+    give_licence(tmp_path / "audio_tokenizer", "license: mit")
+    assert licence(model_card(AutoAudioTokenizer.from_pretrained(tmp_path))) == {"license": "mit"}
+
+
+@pytest.mark.parametrize(
+    "card", ["no front matter", "---\n: [\n---\n", "---\n- license\n---\n", "---\nlicense:\n---\n", None]
+)
+def test_a_card_that_states_no_licence(licensed: Path, card: str | None) -> None:
+    (licensed / "README.md").unlink()
+    if card is not None:
+        (licensed / "README.md").write_text(card)
+    assert licence(model_card(AutoAudioTokenizer.from_pretrained(licensed))) == {}
+
+
+def test_a_folder_that_was_emptied_since(licensed: Path) -> None:
+    loaded = AutoAudioTokenizer.from_pretrained(licensed)
+    (licensed / "audio_tokenizer.json").write_text("{")
+    assert licence(model_card(loaded)) == {}
+    shutil.rmtree(licensed)
+    assert licence(model_card(loaded)) == {}
+
+
+def test_the_licence_of_a_repository_in_the_cache(
+    licensed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "cache" / "models--someone--their-codec"
+    shutil.copytree(licensed, root / "snapshots" / "c0ffee")
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text("c0ffee")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    loaded = AutoAudioTokenizer.from_pretrained(licensed)
+    loaded.name_or_path = "someone/their-codec"
+    assert licence(model_card(loaded)) == {"license": "cc-by-4.0"}
+
+
+def test_the_licence_of_bundled_weights() -> None:
+    for name, folder in auto.bundled().items():
+        stated = licence((folder / "README.md").read_text())
+        assert stated
+        assert licence(model_card(AutoAudioTokenizer.from_pretrained(name))) == stated
+
+
+@pytest.mark.parametrize("name", auto.PUBLISHED)
+def test_the_licence_of_published_weights(tok: AudioTokenizer, name: str) -> None:
+    """Stated by their authors, or left out."""
+    card = model_card(type(tok)(tok.codec, name=name))
+    assert bool(licence(card)) == ("not stated" not in auto.PUBLISHED[name].licence)
 
 
 def test_weights_survive_a_change_after_saving(tmp_path: Path) -> None:
