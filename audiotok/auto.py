@@ -37,11 +37,19 @@ SUBFOLDER = "audio_tokenizer"
 
 @dataclass(frozen=True)
 class Published:
-    """A published checkpoint in its own format: a file of a hub repository, and what is known of its licence."""
+    """A published checkpoint in its own format: files of a hub repository, and what is known of its licence.
+
+    Attributes:
+        family: which conversion reads it.
+        files: of weights, in the order in which the conversion takes them.
+        licence: what its authors state of the weights.
+        config: the file that describes the model, where there is one.
+    """
 
     family: str
-    file: str
+    files: tuple[str, ...]
     licence: str
+    config: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,8 +81,10 @@ FAMILIES: dict[str, Family] = {
         title="AUV: one nested codebook for speech, vocal, music and sound",
         paper="arXiv 2509.21968",
         published={
-            "SWivid/AUV": Published("auv", "auv.pt", _UNKNOWN_LICENCE),
-            "voidful/llm-codec": Published("auv", "llm-codec.pt", "licence of the weights not stated: ask its authors"),
+            "SWivid/AUV": Published("auv", ("auv.pt",), _UNKNOWN_LICENCE),
+            "voidful/llm-codec": Published(
+                "auv", ("llm-codec.pt",), "licence of the weights not stated: ask its authors"
+            ),
         },
     ),
 }
@@ -143,14 +153,15 @@ class AutoAudioTokenizer:
             "token": token,
             "local_files_only": local_files_only,
         }
-        kind, where = _resolve(str(name), hub)
-        if kind == "published":
+        if (folder := _resolve(str(name), hub)) is None:
             published = PUBLISHED[str(name)]
             family = FAMILIES[published.family]
-            codec = load_published(family, [where], None).to(_dtype(dtype))
+            files = [_from_hub(str(name), hub, file) for file in published.files]
+            config = None if published.config is None else _from_hub(str(name), hub, published.config)
+            codec = load_published(family, files, config).to(_dtype(dtype))
             tokenizer = family.load("AudioTokenizer")(codec, None, layout, options, str(name))
         else:
-            tokenizer = _load_folder(where, str(name), layout, dtype, options)
+            tokenizer = _load_folder(folder, str(name), layout, dtype, options)
         return tokenizer if device is None else _to_device(tokenizer, device)
 
 
@@ -158,28 +169,18 @@ def load_published(family: Family, files: list[Path], config_file: Path | None) 
     """A codec in float32 from weight files in the published format, through the family's strict key map."""
     import torch
 
-    from audiotok.conversion import read_config, read_weights
-
-    conversion = family.conversion()
-    config = conversion.convert_config(None if config_file is None else read_config(config_file))
-    weights: dict[str, torch.Tensor] = {}
-    for file in files:
-        part = read_weights(file)
-        if twice := sorted(set(part) & set(weights)):
-            raise CheckpointError(f"{file} holds tensors that an earlier file holds too: {', '.join(twice[:6])}.")
-        weights.update(part)
-    state = conversion.convert_weights(weights, config)
+    config, state = family.conversion().convert(files, config_file)
     with torch.device("meta"):
         model = family.load("Model")(config)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
 
 
-def _resolve(name: str, hub: dict[str, Any]) -> tuple[str, Path]:
-    """("folder" or "published", where it lies on this disk)."""
+def _resolve(name: str, hub: dict[str, Any]) -> Path | None:
+    """The folder on this disk that a name stands for; None for a checkpoint in its published format."""
     if os.path.isdir(name):
         nested = Path(name) / SUBFOLDER
-        return "folder", nested if (nested / TOKENIZER_FILE).is_file() else Path(name)
+        return nested if (nested / TOKENIZER_FILE).is_file() else Path(name)
     if os.path.exists(name):
         raise CheckpointNotFoundError(
             f"{name} is a file: give the folder of a checkpoint, or turn published weights into one with "
@@ -187,16 +188,16 @@ def _resolve(name: str, hub: dict[str, Any]) -> tuple[str, Path]:
         )
     for full, folder in bundled().items():
         if name in (full, folder.name):
-            return "folder", folder
+            return folder
     if name in PUBLISHED:
-        return "published", _from_hub(name, hub, PUBLISHED[name].file)
+        return None
     known = [*bundled(), *PUBLISHED]
     if name.count("/") != 1 or name.startswith(("/", ".", "audiotok/")):
         raise CheckpointNotFoundError(
             f"There is no folder and no checkpoint {name!r}.{_suggestion(name)} Known names: "
             f"{', '.join(known)}; or give a folder or a hub repository (owner/name)."
         )
-    return "folder", _from_hub(name, hub, None)
+    return _from_hub(name, hub, None)
 
 
 def _from_hub(repo: str, hub: dict[str, Any], file: str | None) -> Path:

@@ -38,6 +38,7 @@ from audiotok.errors import (
     check_choice,
     did_you_mean,
 )
+from audiotok.windows import WindowFlips
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class CodecFacts:
             where unbounded.
         decoder_reach_samples: how far from a sample codes can change it on decoding; None where unbounded.
         variable_depth: frames may use fewer than all codebooks.
+        tail_samples: what the last frame falls short of a whole hop on decoding, where windows end in its middle:
+            F frames hold `F * hop_length - tail_samples` input samples.
     """
 
     sampling_rate: int
@@ -70,6 +73,7 @@ class CodecFacts:
     receptive_field_samples: int | None = None
     decoder_reach_samples: int | None = None
     variable_depth: bool = False
+    tail_samples: int = 0
 
     def __post_init__(self) -> None:
         if not self.codebook_strides:
@@ -91,12 +95,18 @@ class CodecFacts:
 
     def num_frames(self, num_samples: int) -> int:
         """Frames that hold `num_samples` samples at `sampling_rate`: enough to return every one of them."""
+        if num_samples <= 0:
+            return 0
         block = self.hop_length * self.frame_multiple
-        return -(-num_samples // block) * self.frame_multiple
+        return -(-(num_samples + self.tail_samples) // block) * self.frame_multiple
+
+    def held_samples(self, num_frames: int) -> int:
+        """Samples at `sampling_rate` that `num_frames` frames stand for."""
+        return max(0, num_frames * self.hop_length - self.tail_samples)
 
     def num_samples(self, num_frames: int) -> int:
         """Samples at `output_sampling_rate` that `num_frames` frames decode to, before trimming."""
-        return num_frames * self.hop_length * self.output_sampling_rate // self.sampling_rate
+        return self.held_samples(num_frames) * self.output_sampling_rate // self.sampling_rate
 
     def output_length(self, num_samples: int) -> int:
         """Length after decoding of a clip of `num_samples` input samples (equal rates: the same)."""
@@ -159,6 +169,7 @@ class CodecOutput(ModelOutput):
         audio_scales: loudness factors where the codec has them, else None.
         margins: same shape as `audio_codes`, float32, only with `return_margins=True`: how far the runner-up
             was, (second smallest distance - smallest) / max(smallest, 1e-6); infinite where the mask is False.
+        importance: `[B, T]` float32 of codecs that decide the depth of a frame by it.
     """
 
     audio_codes: Any = None
@@ -166,6 +177,7 @@ class CodecOutput(ModelOutput):
     audio_lengths: Tensor | None = None
     audio_scales: Tensor | None = None
     margins: Any = None
+    importance: Tensor | None = None
 
 
 @dataclass
@@ -235,10 +247,14 @@ class AudioCodec(PreTrainedAudioTokenizerBase):
     input_modalities = "audio"
 
     # Keywords of `encode` beyond those of every codec.
-    encode_options: ClassVar[tuple[str, ...]] = ()
+    encode_options: tuple[str, ...] = ()
     decode_options: ClassVar[tuple[str, ...]] = ()
+    # Names of the losses that `forward` returns.
+    loss_names: ClassVar[tuple[str, ...]] = ()
     # Smallest margin at which a code of a batch is sure to be that of the clip alone, by (device type, dtype).
     margin_bounds: ClassVar[dict[tuple[str, torch.dtype], float]] = {}
+    # What windows change where the receptive field is not finite; empty where that was not measured.
+    window_flips: ClassVar[tuple[WindowFlips, ...]] = ()
 
     @property
     def facts(self) -> CodecFacts:
@@ -372,7 +388,7 @@ class AudioCodec(PreTrainedAudioTokenizerBase):
 
     def padded_length(self, num_samples: int) -> int:
         """Samples that a clip is zero-padded to so that its frames hold all of it."""
-        return self.facts.num_frames(num_samples) * self.facts.hop_length
+        return self.facts.held_samples(self.facts.num_frames(num_samples))
 
     def latents(self, input_values: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """Continuous features `[B, D, T]` before quantization."""

@@ -11,7 +11,7 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,14 @@ def translate_config_block(block: Mapping[str, Any], name: str, keys: Mapping[st
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """A flat state dict from safetensors, or from a PyTorch file read with `weights_only=True`."""
+    state = read_checkpoint(path)
+    if not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path} is not a flat state dict of tensors.")
+    return state
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """What a weight file holds: a state dict, or a dict with state dicts in it (PyTorch files only)."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointNotFoundError(f"There is no weight file {path}.")
@@ -141,9 +149,20 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         ) from error
     except (RuntimeError, EOFError, ValueError, OSError) as error:
         raise CheckpointError(f"{path} is no readable PyTorch file: {error}.") from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(f"{path} is not a flat state dict of tensors.")
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} holds a {type(state).__name__}: a flat state dict of tensors is needed.")
     return state
+
+
+def merge_weights(files: Sequence[Path]) -> dict[str, Tensor]:
+    """One flat state dict from several weight files that share no name."""
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        part = read_weights(file)
+        if twice := sorted(set(part) & set(weights)):
+            raise CheckpointError(f"{file} holds tensors that an earlier file holds too: {', '.join(twice[:NAMED])}.")
+        weights.update(part)
+    return weights
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor
 from audiotok.audio import AudioStream, Downmix, open_audio
 from audiotok.certified import Certificate, clip_options
 from audiotok.codec import AudioCodec, CodecOutput
-from audiotok.errors import AudioTooLongError, OptionError
+from audiotok.errors import AudioTooLongError, CodesError, OptionError
 from audiotok.features import CodecFeatureExtractor
 from audiotok.layouts import LayoutCodes
 from audiotok.windows import DEFAULT_WINDOW_S, Windowing, decode_windows, encode_windows, reach_frames
@@ -26,6 +27,13 @@ from audiotok.windows import DEFAULT_WINDOW_S, Windowing, decode_windows, encode
 MAX_WHOLE_S = 600.0
 # Clips held at once, in batches, so that those of similar length meet.
 POOL_BATCHES = 8
+# Is told `(place among the sources, samples encoded, samples in all)`, at the codec's rate, when a recording is opened
+# and after each window of a long one. In all: as the header says; None where only decoding can tell.
+Watch = Callable[[int, int, int | None], None]
+
+
+def _unwatched(i: int, done: int, total: int | None) -> None:
+    """A `Watch` that looks away."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +87,18 @@ class ClipEncoder:
         self.certificates: list[Certificate] = []
 
     def encode(
-        self, sources: Sequence[Any], sampling_rate: int | None = None, downmix: Downmix = None
+        self,
+        sources: Sequence[Any],
+        sampling_rate: int | None = None,
+        downmix: Downmix = None,
+        watch: Watch = _unwatched,
     ) -> Iterator[ClipCodes]:
-        """Codes of each recording, in order; see `load_audio` for what a source may be."""
+        """Codes of each recording, in order.
+
+        Args:
+            sources, sampling_rate, downmix: as in `load_audio`, one source a recording.
+            watch: is told how far each recording is, for progress; see `Watch`. It changes nothing.
+        """
         for key, value in self.options.items():
             if isinstance(value, (list, tuple)) and len(value) != len(sources):
                 raise OptionError(
@@ -99,9 +116,10 @@ class ClipEncoder:
                 channels=facts.channels,
                 downmix=downmix,
             ) as stream:
+                watch(i, 0, stream.num_samples)
                 head = stream.read(limit + 1)
                 is_long = head.shape[1] > limit
-                pool.append((i, self._encode_long(stream, head, options) if is_long else head))
+                pool.append((i, self._encode_long(stream, head, options, partial(watch, i)) if is_long else head))
             if len(pool) == self.batch_size * (POOL_BATCHES if self.batch_size > 1 else 1):
                 yield from self._drain(pool, len(sources))
                 pool = []
@@ -155,13 +173,19 @@ class ClipEncoder:
         return ClipCodes(codes, length, depths, scales)
 
     @torch.inference_mode()
-    def _encode_long(self, stream: AudioStream, head: np.ndarray, options: dict[str, Any]) -> ClipCodes:
+    def _encode_long(
+        self,
+        stream: AudioStream,
+        head: np.ndarray,
+        options: dict[str, Any],
+        watch: Callable[[int, int | None], None],
+    ) -> ClipCodes:
         """Window by window; memory is bounded by the window."""
         if self.windowing is None:
             raise AudioTooLongError(
                 f"The recording is longer than {MAX_WHOLE_S:g} s, and {type(self.codec).__name__} attends over the "
-                "whole clip: ask for windows with chunk_length_s=60, context_s=5 (codes near their edges then "
-                "differ from those of the whole clip)."
+                "whole clip: ask for windows with chunk_length_s=60, context_s=5 (some codes then differ from those "
+                "of the whole clip; `audiotok info` says how many, where that was measured)."
             )
         reader = _Rereader(head, stream)
         device = self.codec.device
@@ -169,10 +193,13 @@ class ClipEncoder:
         def encode(values: Tensor, mask: Tensor) -> CodecOutput:
             return self.codec.encode(values.to(device), mask.to(device), **options)
 
-        clips = []
+        clips, num_frames = [], 0
         for piece in encode_windows(self.codec, reader.read, self.windowing, encode):
             finest = piece.audio_codes if isinstance(piece.audio_codes, Tensor) else piece.audio_codes[-1]
-            clips.append(self._clip(piece, 0, finest.shape[-1] * self.codec.facts.codebook_strides[-1]))
+            frames = finest.shape[-1] * self.codec.facts.codebook_strides[-1]
+            clips.append(self._clip(piece, 0, frames))
+            num_frames += frames
+            watch(min(num_frames * self.codec.facts.hop_length, reader.num_read), stream.num_samples)
         if isinstance(clips[0].codes, list):
             codes = [np.concatenate(parts) for parts in zip(*(clip.codes for clip in clips), strict=True)]
         else:
@@ -219,15 +246,18 @@ def decode_clip(codec: AudioCodec, found: LayoutCodes, length: int | None = None
 
     Args:
         length: samples of the clip at the input rate; None for all that the frames hold.
+
+    Raises:
+        CodesError: no clip of `length` samples has so many frames.
     """
     facts = codec.facts
     streams = found.codes if isinstance(found.codes, list) else [found.codes]
     num_frames = streams[0].shape[-1] * facts.codebook_strides[0]
     if length is not None and facts.num_frames(length) != num_frames:
-        least = (num_frames - facts.frame_multiple) * facts.hop_length + 1 if num_frames else 0
-        raise OptionError(
+        least = facts.held_samples(num_frames - facts.frame_multiple) + 1 if num_frames else 0
+        raise CodesError(
             f"length={length} does not fit {num_frames} frames: they stand for {least} to "
-            f"{num_frames * facts.hop_length} samples."
+            f"{facts.held_samples(num_frames)} samples."
         )
     left = facts.num_samples(num_frames) if length is None else facts.output_length(length)
     windowing = Windowing(max(num_frames, 1), 0)

@@ -45,6 +45,7 @@ class AudioTokenizer:
 
     codec_class: ClassVar[type[AudioCodec]] = AudioCodec
     feature_extractor_class: ClassVar[type[CodecFeatureExtractor]] = CodecFeatureExtractor
+    encoder_class: ClassVar[type[ClipEncoder]] = ClipEncoder
     model_input_names: ClassVar[list[str]] = ["input_ids", "attention_mask"]
     padding_side: ClassVar[str] = "right"
 
@@ -227,7 +228,7 @@ class AudioTokenizer:
         options = {**self.options, **options}
         self._check_options(options)
         windows = {key: options.pop(key) for key in WINDOW_OPTIONS if key in options}
-        return ClipEncoder(
+        return self.encoder_class(
             self.codec, self.feature_extractor, options, batch_size=batch_size, certify=certify, **windows
         )
 
@@ -242,7 +243,7 @@ class AudioTokenizer:
             else:
                 codes, depths = codes[:, :frames], None if depths is None else depths[:frames]
             ids = self.layout.codes_to_ids(codes, depths)
-            length = min(length, frames * facts.hop_length)
+            length = min(length, facts.held_samples(frames))
         if add_special_tokens:
             if self.layout.is_2d:
                 raise OptionError(

@@ -7,23 +7,27 @@ Frames of a window's core are kept, frames of its context on both sides only inf
     window 1          |context[ core ....... )context|
     window 2                           |context[ core ..........|
 
-Where the receptive field is finite and the context covers it, the codes are those of the whole clip (up to
-rounding; see `audiotok.certified`). Where a codec attends over the whole clip they are not, and the caller must
-ask for windows by name.
+Where the receptive field is finite and the context covers it, the codes are those of the whole clip, up to
+rounding: a window has another shape than the clip, so another kernel may compute it, and a near-tie may flip. Unlike
+batches (`audiotok.certified`), windows are not compared with the clip as a whole, which would need its memory; so
+another `chunk_length_s` can flip such a code. Where a codec attends over the whole clip, codes differ for good
+(`AudioCodec.window_flips` says how many), and the caller must ask for windows by name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from audiotok.codec import AudioCodec, CodecFacts, CodecOutput
 from audiotok.errors import OptionError
+
+if TYPE_CHECKING:
+    from audiotok.codec import AudioCodec, CodecFacts, CodecOutput
 
 # Cores of windows that are chosen for memory's sake alone.
 DEFAULT_WINDOW_S = 30.0
@@ -51,6 +55,22 @@ class Windowing:
         if reach is not None:
             context = max(context, reach_frames(facts, reach))
         return cls(core, context)
+
+
+@dataclass(frozen=True)
+class WindowFlips:
+    """What windows do to the codes of a codec that attends over the whole clip, as measured once; no bound.
+
+    Attributes:
+        chunk_length_s, context_s: the windows.
+        share: of the codes that differ from those of the whole clip.
+        measured: on what, and with which weights, in words.
+    """
+
+    chunk_length_s: float
+    context_s: float
+    share: float
+    measured: str
 
 
 def reach_frames(facts: CodecFacts, reach: int) -> int:
@@ -108,11 +128,13 @@ def _cut(output: CodecOutput, facts: CodecFacts, start: int, stop: int | None) -
             ]
         return value[..., start:stop]
 
-    return CodecOutput(
+    return replace(
+        output,
         audio_codes=cut(output.audio_codes),
         audio_codes_mask=cut(output.audio_codes_mask),
         margins=cut(output.margins),
-        audio_scales=output.audio_scales,
+        importance=cut(output.importance),
+        audio_lengths=None,  # those of the window
     )
 
 
@@ -125,12 +147,16 @@ def decode_windows(
     """Decode frames window by window; yields the cores' samples `[C, samples]` in order.
 
     Args:
-        decode: `(start, stop)` → samples `[C, (stop - start) * samples a frame]` of these frames.
+        decode: `(start, stop)` → samples `[C, facts.num_samples(stop - start)]` of these frames.
     """
+
+    def position(frames: int) -> int:
+        """Where a frame begins in a piece; only a clip's last frame falls short of a hop."""
+        return frames * facts.hop_length * facts.output_sampling_rate // facts.sampling_rate
+
     for start in range(0, num_frames, windowing.core):
         stop = min(start + windowing.core, num_frames)
         first = max(0, start - windowing.context)
         last = min(num_frames, stop + windowing.context)
         audio = decode(first, last)
-        offset = facts.num_samples(start - first)
-        yield audio[:, offset : offset + facts.num_samples(stop - start)]
+        yield audio[:, position(start - first) : None if stop == num_frames else position(stop - first)]

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import json
 import os
 import platform
 from collections.abc import Iterator
@@ -28,7 +27,8 @@ import torch
 import typer
 from rich.console import Console
 
-from audiotok.errors import AudioTokError, OptionError, OutputExistsError, OutputNotWritableError
+from audiotok.errors import OptionError
+from audiotok.recipes import command_line as cli
 from audiotok.recipes.benchmark_measures import (
     CodecRow,
     LayoutRow,
@@ -258,20 +258,19 @@ def run(
     seconds: Annotated[float, typer.Option(min=0.1, help="Length of the longest clip.")] = 10.0,
     repeats: Annotated[int, typer.Option(min=1, help="Times each rival runs; the median counts.")] = 5,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of torch.")] = 1,
-    device: Annotated[str, typer.Option(help="Where codecs run: cpu, cuda, cuda:1.")] = "cpu",
+    device: cli.Device = "cpu",
     layouts: Annotated[bool, typer.Option(help="Measure codes to ids and back.")] = True,
     memory: Annotated[bool, typer.Option(help="Measure peak memory, in fresh processes.")] = True,
     precision: Annotated[bool, typer.Option(help="Measure bfloat16 and the like.")] = True,
     compiled: Annotated[bool, typer.Option("--compile", help="torch.compile too (always on a GPU).")] = False,
     quick: Annotated[bool, typer.Option(help="A trial in seconds; its figures mean nothing.")] = False,
-    seed: Annotated[int, typer.Option(help="Of drawn weights and clips.")] = 0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything here.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Write the tables here.")] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
+    seed: cli.Seed = 0,
+    json_file: cli.JsonFile = None,
+    markdown: cli.MarkdownFile = None,
+    overwrite: cli.Overwrite = False,
 ) -> None:
     """Measure codecs and layouts beside what they replace, with equality of codes checked in the same run."""
-    for path in filter(None, (json_file, markdown)):
-        _check_output(path, overwrite)
+    cli.check_outputs([json_file, markdown], overwrite)
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise OptionError(f"device={device} is not there: this PyTorch sees no GPU. Leave --device out.")
     settings = Settings(_numbers(batches), seconds, repeats, threads, seed=seed)
@@ -283,12 +282,9 @@ def run(
     found = tables(report)
     for table in found:
         Console().print(table.rich())
-    if json_file is not None:
-        json_file.write_text(json.dumps(report.as_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    if markdown is not None:
-        about = {key: value for key, value in report.about.items() if key != "models"}
-        lines = [f"* {key}: {value}" for key, value in about.items()]
-        markdown.write_text("\n".join([*lines, "", *(table.markdown() for table in found)]), encoding="utf-8")
+    cli.write_json(json_file, report.as_json())
+    lines = [f"* {key}: {value}" for key, value in report.about.items() if key != "models"]
+    cli.write_text(markdown, "\n".join([*lines, "", *(table.markdown() for table in found)]))
     if not all(row.ours_equal for row in report.codecs) or not all(row.equal for row in report.layouts):
         raise SystemExit(1)
 
@@ -304,23 +300,5 @@ def _numbers(text: str) -> tuple[int, ...]:
     return numbers
 
 
-def _check_output(path: Path, overwrite: bool) -> None:
-    """Before the work, not after it."""
-    if path.exists() and not overwrite:
-        raise OutputExistsError(f"{path} exists: choose another name, or replace it with --overwrite.")
-    if not path.parent.is_dir():
-        raise OutputNotWritableError(f"{path.parent} is no folder: make it first.")
-
-
-def main() -> None:
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command(epilog=EXAMPLES)(run)
-    try:
-        app()
-    except AudioTokError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise SystemExit(error.exit_code) from None
-
-
 if __name__ == "__main__":
-    main()
+    cli.run_command(run, EXAMPLES)

@@ -87,15 +87,30 @@ def _chirps(rng: np.random.Generator, samples: int, sampling_rate: int) -> Wavef
     return np.clip(wave, -0.5, 0.5).astype(np.float32)
 
 
+def find_recordings(places: Sequence[Path]) -> list[Path]:
+    """The files among `places`, and the recordings in the folders among them, sorted within each folder.
+
+    Raises:
+        AudioInputError: a folder holds no recordings.
+    """
+    files: list[Path] = []
+    for place in places:
+        found = [place]
+        if place.is_dir():
+            found = sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES)
+        if not found:
+            raise AudioInputError(f"{place} holds no recordings ({', '.join(sorted(SUFFIXES))}).")
+        files += found
+    return files
+
+
 def recorded_clips(folder: Path, count: int, max_seconds: float, sampling_rate: int, seed: int = 0) -> list[Waveform]:
     """Up to `count` recordings below `folder`, drawn with the seed, mono, at the codec's rate and cut to length.
 
     Raises:
         AudioInputError: the folder holds no recordings.
     """
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not files:
-        raise AudioInputError(f"{folder} holds no recordings ({', '.join(sorted(SUFFIXES))}).")
+    files = find_recordings([folder])
     order = np.random.default_rng(seed).permutation(len(files))
     clips = []
     for i in order[:count]:

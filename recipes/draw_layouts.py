@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from audiotok.layouts import get_layout
+from audiotok.recipes.command_line import run_command
 from audiotok.vocabulary import AudioVocabulary
 
 COLOURS = ("#2b6cb0", "#dd8452", "#55a868")
@@ -86,4 +87,4 @@ def main(output: Annotated[Path, typer.Argument(help="PNG or SVG to write.")]) -
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

@@ -33,8 +33,9 @@ from rich.progress import track
 
 from audiotok import AudioTokenizer, AutoAudioTokenizer, AuvModel, metrics
 from audiotok.audio import load_audio, probe
-from audiotok.errors import AudioInputError, AudioTokError, OutputExistsError, OutputNotWritableError, check_choice
+from audiotok.errors import AudioInputError, check_choice
 from audiotok.recipes import baselines as baselines_module
+from audiotok.recipes import command_line as cli
 from audiotok.recipes.baselines import BASELINES, Baseline, Reconstruction, Waveform
 from audiotok.recipes.evaluation_report import ALL, GROUPS, Clip, Evaluation, Score, as_json, score, tables
 from audiotok.recipes.training.corpus import read_metadata
@@ -217,19 +218,18 @@ def run(
     model: Annotated[str, typer.Argument(help="Name or folder of a tokenizer.")],
     data: Annotated[Path, typer.Option(help="Audiofolder of held-out clips.")],
     output: Annotated[Path | None, typer.Option(help="Write everything here, as JSON.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Write the tables here.")] = None,
+    markdown: cli.MarkdownFile = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many clips of each group.")] = None,
     baselines: Annotated[bool, typer.Option(help="Also score Codec 2 and Opus.")] = True,
     min_rate: Annotated[int, typer.Option(help="Speech recorded below this rate (Hz) is scored apart.")] = 16000,
     cache_folder: Annotated[
         Path | None, typer.Option("--cache", help="Folder that keeps the baselines' scores.")
     ] = None,
-    device: Annotated[str, typer.Option(help="Where the codec runs.")] = "cpu",
-    overwrite: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
+    device: cli.Device = "cpu",
+    overwrite: cli.Overwrite = False,
 ) -> None:
     """Score a codec on held-out audio, beside Codec 2 and Opus and beside itself without its quantizer."""
-    for path in filter(None, (output, markdown)):
-        _check_output(path, overwrite)
+    cli.check_outputs([output, markdown], overwrite)
     if cache_folder is not None:
         cache_folder.mkdir(parents=True, exist_ok=True)
     clips = read_clips(data, min_rate, limit)
@@ -247,18 +247,8 @@ def run(
     found = tables(evaluation)
     for table in found:
         console.print(table.rich())
-    if markdown is not None:
-        _write(markdown, "\n".join(table.markdown() for table in found))
-    if output is not None:
-        report = {**_about(tokenizer, model, data), **as_json(evaluation)}
-        _write(output, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputNotWritableError(f"{path} could not be written ({error}): choose another folder.") from error
+    cli.write_text(markdown, "\n".join(table.markdown() for table in found))
+    cli.write_json(output, {**_about(tokenizer, model, data), **as_json(evaluation)})
 
 
 def _about(tokenizer: AudioTokenizer, model: str, data: Path) -> dict[str, Any]:
@@ -275,23 +265,5 @@ def _about(tokenizer: AudioTokenizer, model: str, data: Path) -> dict[str, Any]:
     }
 
 
-def _check_output(path: Path, overwrite: bool) -> None:
-    """Before the work, not after it."""
-    if path.exists() and not overwrite:
-        raise OutputExistsError(f"{path} exists: choose another name, or replace it with --overwrite.")
-    if not path.parent.is_dir():
-        raise OutputNotWritableError(f"{path.parent} is no folder: make it first.")
-
-
-def main() -> None:
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(run)
-    try:
-        app()
-    except AudioTokError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise SystemExit(error.exit_code) from None
-
-
 if __name__ == "__main__":
-    main()
+    cli.run_command(run)

@@ -14,7 +14,8 @@ import typer
 from safetensors.torch import save_file
 
 from audiotok import AudioTokenizer, AutoAudioTokenizer
-from audiotok.errors import AudioTokError, OutputExistsError, check_choice
+from audiotok.errors import OutputExistsError, check_choice
+from audiotok.recipes.command_line import Overwrite, run_command
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -53,17 +54,13 @@ def main(
     output: Annotated[Path, typer.Argument(help="Folder of the checkpoint.")],
     name: Annotated[str, typer.Option(help="What users call it, e.g. audiotok/auv-mini.")] = "",
     dtype: Annotated[str, typer.Option(help="float16, bfloat16 or float32.")] = "float16",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Round the weights and write a folder that `from_pretrained` reads."""
-    try:
-        folder = export_checkpoint(source, output, name or output.name, dtype, overwrite)
-    except AudioTokError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(error.exit_code) from error
+    folder = export_checkpoint(source, output, name or output.name, dtype, overwrite)
     size = sum(path.stat().st_size for path in folder.iterdir())
     typer.echo(f"{folder}: {size / 1e6:.1f} MB, fingerprint {AutoAudioTokenizer.from_pretrained(folder).fingerprint}")
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

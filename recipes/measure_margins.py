@@ -17,7 +17,6 @@ but never down to 0.)
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,7 +32,7 @@ from rich.console import Console
 from torch import Tensor
 
 from audiotok import AudioCodec, AuvModel
-from audiotok.errors import AudioTokError, OutputExistsError, OutputNotWritableError
+from audiotok.recipes import command_line as cli
 from audiotok.recipes.benchmark_models import (
     FULL,
     Waveform,
@@ -254,14 +253,13 @@ def run(
     minutes: Annotated[float, typer.Option(help="Begin no further group of 16 clips after this time.")] = 5.0,
     seconds: Annotated[float, typer.Option(min=0.1, help="Length of the longest clip.")] = 8.0,
     limit: Annotated[int, typer.Option(min=1, help="Clips at most.")] = 1000,
-    device: Annotated[str, typer.Option(help="Where the codec runs.")] = "cpu",
-    seed: Annotated[int, typer.Option(help="Of drawn weights and the choice of clips.")] = 0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything here.")] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace a file that exists.")] = False,
+    device: cli.Device = "cpu",
+    seed: cli.Seed = 0,
+    json_file: cli.JsonFile = None,
+    overwrite: cli.Overwrite = False,
 ) -> None:
     """Measure how far rounding moves codes, and print the bound for `AudioCodec.margin_bounds`."""
-    if json_file is not None:
-        _check_output(json_file, overwrite)
+    cli.check_outputs([json_file], overwrite)
     codec = load_tokenizer(FULL if name == "random-full" else name, seed).to(device).codec
     rate, progress = codec.facts.sampling_rate, Console(stderr=True)
     if data is not None:
@@ -275,29 +273,9 @@ def run(
     Console().print(table(movements).rich())
     key = f'("{codec.device.type}", {codec.dtype})'
     typer.echo(f"margin_bounds = {{{key}: {bound_of(movements):.1e}}}  # {movements[0].codes} codes, {name}")
-    if json_file is not None:
-        report = {"name": name, "bound": bound_of(movements), "safety_factor": SAFETY_FACTOR}
-        report["shapes"] = [asdict(movement) for movement in movements]
-        json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-
-
-def _check_output(path: Path, overwrite: bool) -> None:
-    """Before the work, not after it."""
-    if path.exists() and not overwrite:
-        raise OutputExistsError(f"{path} exists: choose another name, or replace it with --overwrite.")
-    if not path.parent.is_dir():
-        raise OutputNotWritableError(f"{path.parent} is no folder: make it first.")
-
-
-def main() -> None:
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(run)
-    try:
-        app()
-    except AudioTokError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise SystemExit(error.exit_code) from None
+    report = {"name": name, "bound": bound_of(movements), "safety_factor": SAFETY_FACTOR}
+    cli.write_json(json_file, report | {"shapes": [asdict(movement) for movement in movements]})
 
 
 if __name__ == "__main__":
-    main()
+    cli.run_command(run)

@@ -1,7 +1,7 @@
 """Train a codec: `python -m audiotok.recipes.train_codec CONFIG.yaml --data FOLDER --output RUN`.
 
 Runs on a CPU, one GPU or several (`accelerate launch -m audiotok.recipes.train_codec ...`). RUN holds `last`
-(everything that a resumed run needs), `ema` and `best` (averaged weights, for `AuvModel.from_pretrained`),
+(everything that a resumed run needs), `ema` and `best` (averaged weights, for `from_pretrained`),
 `log.csv`, `validation.csv`, `curves.png` and `samples/`. Ctrl-C or SIGTERM saves and leaves; the same command with
 --resume goes on as if nothing had happened, bit for bit on the same machine.
 """
@@ -24,8 +24,10 @@ from rich.progress import track
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from audiotok import AuvConfig, AuvModel
+from audiotok.auto import FAMILIES
+from audiotok.codec import AudioCodec
 from audiotok.errors import AudioTokError, ConfigError, OutputExistsError, check_choice
+from audiotok.recipes.command_line import run_command
 from audiotok.recipes.training.codebook import MovingAverageBook, fit_nested_book
 from audiotok.recipes.training.config import TrainConfig, load_config, to_dict
 from audiotok.recipes.training.corpus import default_cache, hold_out, open_corpus
@@ -33,14 +35,12 @@ from audiotok.recipes.training.data import CropDataset, batch_loader, validation
 from audiotok.recipes.training.discriminators import Adversary
 from audiotok.recipes.training.distillation import Distillation
 from audiotok.recipes.training.latents import collect_latents
-from audiotok.recipes.training.objective import Objective, weighted_sum
+from audiotok.recipes.training.objective import Objective, forward_options, takes_noise, weighted_sum
 from audiotok.recipes.training.reporting import RunningMeans, RunReport, loss_columns
 from audiotok.recipes.training.schedule import Moment, Schedule
 from audiotok.recipes.training.state import Checkpoints, Progress, WeightAverage
 from audiotok.recipes.training.stopping import StopWatch
 from audiotok.recipes.training.validation import COLUMNS, LOWER_IS_BETTER, Validator
-
-FAMILIES = {"auv": (AuvConfig, AuvModel)}
 
 
 class CodecTrainer:
@@ -87,9 +87,9 @@ class CodecTrainer:
 
     def _build_codec(self) -> None:
         """The codec, its moving average, its book, its optimizer and its losses."""
-        check_choice("codec.family", self.config.codec.family, FAMILIES)
-        config_class, model_class = FAMILIES[self.config.codec.family]
-        codec = model_class(config_class(**self.config.codec.config)).to(self.accelerator.device)
+        family = FAMILIES[self.config.codec.family]
+        codec = family.load("Model")(family.load("Config")(**self.config.codec.config)).to(self.accelerator.device)
+        self._check_stages(codec)
         self.codec, self.sampling_rate = codec, codec.facts.sampling_rate
         self.book = self._build_book()
         self.average = WeightAverage(codec, self.config.optimizer.ema_decay)
@@ -103,14 +103,24 @@ class CodecTrainer:
         self.adversary: Adversary | None = None
         self.distillation: Distillation | None = None
 
+    def _check_stages(self, codec: AudioCodec) -> None:
+        """A stage with noise instead of a search needs a codec that can do without one."""
+        searchless = [stage.name for stage in self.schedule.stages if stage.latent_noise is not None]
+        if searchless and not takes_noise(codec):
+            raise ConfigError(
+                f"stages.{searchless[0]}.latent_noise: {type(codec).__name__} always searches its codebooks; leave "
+                "latent_noise out."
+            )
+
     def _build_book(self) -> MovingAverageBook | None:
         """What moves the rows of the book; None where they follow their gradient."""
-        self.ranges = {name: (start, end) for name, (start, end) in self.codec.config.domain_ranges.items()}
+        ranges = getattr(self.codec.config, "domain_ranges", None) or {}
+        self.ranges = {name: (start, end) for name, (start, end) in ranges.items()}
         self.ranges["all"] = (0, max(self.codec.facts.codebook_sizes))
         settings = self.config.codebook
         if settings.update == "gradient":
             return None
-        if self.codec.facts.num_codebooks != 1 or not self.codec.config.normalize_latents:
+        if self.codec.facts.num_codebooks != 1 or not getattr(self.codec.config, "normalize_latents", False):
             raise ConfigError("codebook.update=ema needs one codebook and normalize_latents=true; or use gradient.")
         rows = self.codec.quantizer.stages[0].codebook.weight.requires_grad_(False)
         reduce, gather = self.accelerator.reduce, self.accelerator.gather
@@ -220,8 +230,8 @@ class CodecTrainer:
         self.model.train()
         audio, domains = batch["input_values"].to(self.accelerator.device), batch["domain"]
         with self.accelerator.accumulate(*self._networks()):
-            out = self.model(audio, domain=domains, latent_noise=self._noise(moment, len(audio)))
-            z = self.codec.quantizer.project_in(out.latents)
+            out = self.model(audio, **forward_options(self.codec, domains, self._noise(moment, len(audio))))
+            z = self.codec.quantizer.project_in(out.latents) if self.book or moment.weighs("spread") else None
             terms = self.objective(out, audio, z, moment.stage.loss_weights)
             terms |= self._criticism(audio, out.audio_values, moment)
             if self.distillation and moment.weighs("distillation"):
@@ -337,15 +347,11 @@ def main(
 ) -> None:
     """Train a codec and leave its averaged weights in OUTPUT/best."""
     transformers_logging.disable_progress_bar()
-    try:
-        run = load_config(config, settings or [])
-        trainer = CodecTrainer(run, data, output, cache or default_cache(), resume, max_steps, max_minutes)
-        stopped_by = trainer.train()
-    except AudioTokError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(error.exit_code) from error
+    run = load_config(config, settings or [])
+    trainer = CodecTrainer(run, data, output, cache or default_cache(), resume, max_steps, max_minutes)
+    stopped_by = trainer.train()
     raise typer.Exit(128 + stopped_by if stopped_by else 0)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

@@ -107,6 +107,28 @@ def test_overlap_add_is_a_fold(frames: int, overlaps: int, hop: int) -> None:
     torch.testing.assert_close(overlap_add(pieces, hop), folded, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(("n_fft", "window", "hop"), [(32, 32, 8), (64, 24, 6), (64, 20, 7)])
+@pytest.mark.parametrize("frames", [5, 12])
+def test_a_centred_inverse_is_that_of_torch(n_fft: int, window: int, hop: int, frames: int) -> None:
+    spectrum = torch.complex(noise(2, frames, n_fft // 2 + 1), noise(2, frames, n_fft // 2 + 1, seed=1))
+    found = istft(spectrum, hop, win_length=window, center=True)
+    expected = torch.istft(
+        spectrum.transpose(1, 2), n_fft, hop, window, torch.hann_window(window), center=True, return_complex=False
+    )
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    assert found.shape == (2, (frames - 1) * hop)
+
+
+def test_a_centred_inverse_of_a_batch_gives_each_clip_its_own_end() -> None:
+    window, hop, frames = 24, 6, [9, 4]
+    spectrum = torch.complex(noise(2, 9, 33), noise(2, 9, 33, seed=1))
+    valid = torch.arange(9) < torch.tensor(frames)[:, None]
+    batch = istft(spectrum, hop, valid, window, center=True)
+    for row, count in enumerate(frames):
+        alone = istft(spectrum[row : row + 1, :count], hop, None, window, center=True)[0]
+        torch.testing.assert_close(batch[row, : len(alone)], alone, atol=1e-6, rtol=1e-5)
+
+
 def test_inverse_ignores_what_real_bins_cannot_have() -> None:
     spectrum = torch.complex(noise(1, 5, N_FFT // 2 + 1), noise(1, 5, N_FFT // 2 + 1, seed=1))
     real_ends = spectrum.clone()
@@ -165,3 +187,14 @@ def test_silence_has_no_magnitude_and_a_gradient_that_is_a_number() -> None:
     (found.sum() + (found + 1e-5).log().sum()).backward()
     assert bool(torch.view_as_real(spectrum.grad).isfinite().all())
     assert spectrum.grad.flatten()[1:].abs().max() == 0
+
+
+def test_double_precision_is_asked_for_by_name() -> None:
+    """Nearer to the exact transform by nine digits, whatever the dtype of what comes in."""
+    padded = noise(2, 5 * N_FFT)
+    exact = torch.fft.rfft(padded.double()[:, :N_FFT] * torch.hann_window(N_FFT, dtype=torch.float64))
+    single, double = stft(padded, N_FFT, HOP), stft(padded, N_FFT, HOP, double=True)
+    assert (single.dtype, double.dtype) == (torch.complex64, torch.complex128)
+    assert (double[..., 0] - exact).abs().max() < 1e-13
+    assert (single[..., 0] - exact).abs().max() > 1e-9
+    assert torch.equal(stft(padded.double(), N_FFT, HOP), single)

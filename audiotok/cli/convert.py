@@ -53,8 +53,7 @@ def convert(
         raise typer.BadParameter("give CODEC, FILE... and --output FOLDER, or --list.")
     check_choice("CODEC", codec, FAMILIES)
     _check_folder(output, overwrite)
-    with report.progress() as bar:
-        bar.add_task("converting", total=None)
+    with report.progress("converting"):
         family = FAMILIES[codec]
         tok = family.load("AudioTokenizer")(load_published(family, files, config))
         _save(tok, output)
@@ -73,9 +72,9 @@ def _show_list(report: Report) -> None:
 
     data, rows = [], []
     for family in FAMILIES.values():
-        published = {repository: entry.file for repository, entry in family.published.items()}
+        published = {repository: list(entry.files) for repository, entry in family.published.items()}
         data.append({"codec": family.name, "title": family.title, "paper": family.paper, "published": published})
-        places = "\n".join(f"{repository}: {file}" for repository, file in published.items())
+        places = "\n".join(f"{repository}: {', '.join(files)}" for repository, files in published.items())
         rows.append([family.name, family.title, family.paper, places])
     report.result({"families": data}, table(["codec", "what", "paper", "published at"], rows))
 

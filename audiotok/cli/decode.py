@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from audiotok.cli import options as cli
-from audiotok.cli.reporting import Report, counted
+from audiotok.cli.clip_files import StoredClip, open_clips
+from audiotok.cli.loading import TokenizerShelf
+from audiotok.cli.outputs import AUDIO_FORMATS, ClipNames, check_free, is_folder_name, new_folder, standard_output
+from audiotok.cli.reporting import Meter, Report, counted, seconds_done
 from audiotok.errors import CodesError, OptionError, TokenError, check_choice
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
-    from audiotok.cli.clip_files import StoredClip
-    from audiotok.cli.loading import TokenizerShelf
     from audiotok.tokenizer import AudioTokenizer
 
 EXAMPLES = """\b
@@ -68,19 +67,14 @@ def decode(
     quiet: cli.Quiet = False,
 ) -> None:
     """Codes or ids back to recordings."""
-    from audiotok.cli.outputs import AUDIO_FORMATS, is_folder_name
-
     report = Report(quiet, as_json)
     if format is not None:
         check_choice("--format", format, AUDIO_FORMATS)
     if as_json and output == "-":
         raise typer.BadParameter("stdout takes the sound: give a file to have --json.", param_hint="--output")
-    with report.progress() as bar:
-        task = bar.add_task("loading", total=None)
-        from audiotok.cli.loading import TokenizerShelf
-
+    with report.progress() as meter:
         clips = _open_all(files, TokenizerShelf(tokenizer, layout, device, force), report)
-        decoder = _Decoder(report, bar, task, overwrite)
+        decoder = _Decoder(report, meter, overwrite)
         if output != "-" and is_folder_name(output):
             decoder.to_folder(clips, Path(output), format or "wav")
         else:
@@ -95,8 +89,6 @@ def decode(
 
 def _open_all(files: list[str], shelf: TokenizerShelf, report: Report) -> Iterator[tuple[AudioTokenizer, StoredClip]]:
     """The clips of all files, each with its tokenizer; a file that cannot be used is reported and left out."""
-    from audiotok.cli.clip_files import open_clips
-
     for file in files:
         try:
             with open_clips(file) as found:
@@ -114,14 +106,12 @@ class _Decoder:
         done: what JSON says of each clip.
     """
 
-    def __init__(self, report: Report, bar: Progress, task: TaskID, overwrite: bool) -> None:
-        self._report, self._bar, self._task, self._overwrite = report, bar, task, overwrite
+    def __init__(self, report: Report, meter: Meter, overwrite: bool) -> None:
+        self._report, self._meter, self._overwrite = report, meter, overwrite
         self.done: list[dict[str, Any]] = []
 
     def to_folder(self, clips: Iterator[tuple[AudioTokenizer, StoredClip]], folder: Path, format: str) -> None:
         """A file for each clip; one that cannot be decoded is reported and left out."""
-        from audiotok.cli.outputs import ClipNames, check_free, new_folder
-
         names = ClipNames(folder, format)
         with new_folder(folder):
             for tokenizer, clip in clips:
@@ -130,7 +120,7 @@ class _Decoder:
                     with new_folder(path.parent):
                         check_free(path, self._overwrite)
                         self._decode(tokenizer, clip, path, format)
-                except (TokenError, OptionError) as error:  # OptionError: an audio length that the ids do not have
+                except TokenError as error:
                     self._report.failed(clip.id, error)
 
     def to_one_file(self, clips: Iterator[tuple[AudioTokenizer, StoredClip]], output: str, format: str | None) -> None:
@@ -139,8 +129,6 @@ class _Decoder:
         Raises:
             CodesError: there is none, or more than one.
         """
-        from audiotok.cli.outputs import check_free, standard_output
-
         if output != "-":
             _check_suffix(output, format)
             check_free(Path(output), self._overwrite)
@@ -160,18 +148,18 @@ class _Decoder:
         from audiotok.audio import AudioWriter
 
         facts = tokenizer.codec.facts
-        ids = clip.ids(tokenizer)
-        pieces = tokenizer.decode_blocks(ids, clip.audio_length)
+        rate = facts.output_sampling_rate
+        seconds = None if clip.audio_length is None else facts.output_length(clip.audio_length) / rate
+        self._meter.begin(clip.id, seconds)
+        pieces = tokenizer.decode_blocks(clip.ids(tokenizer), clip.audio_length)
         first = next(pieces, None)
         if first is None:
             raise CodesError(f"The clip {clip.id!r} holds no ids: give at least those of one frame.")
-        total = None if clip.audio_length is None else facts.output_length(clip.audio_length)
-        self._bar.update(self._task, description=clip.id, total=total, completed=0)
-        rate = facts.output_sampling_rate
         with AudioWriter(target, rate, channels=facts.channels, format=format, overwrite=self._overwrite) as writer:
             for piece in itertools.chain([first], pieces):
                 writer.write(piece)
-                self._bar.update(self._task, completed=writer.num_samples)
+                done = writer.num_samples / rate
+                self._meter.update(done, seconds_done(clip.id, done, seconds))
         self.done.append(
             {
                 "id": clip.id,
@@ -185,8 +173,6 @@ class _Decoder:
 
 
 def _check_suffix(output: str, format: str | None) -> None:
-    from audiotok.cli.outputs import AUDIO_FORMATS
-
     suffix = Path(output).suffix.lower().removeprefix(".")
     if suffix not in AUDIO_FORMATS or format not in (None, suffix):
         raise OptionError(

@@ -8,8 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from audiotok.cli import options as cli
+from audiotok.cli.loading import load_tokenizer
 from audiotok.cli.options import DEFAULT_TOKENIZER
+from audiotok.cli.outputs import new_folder
 from audiotok.cli.reporting import Report, table
+from audiotok.cli.roundtrip import ResultFiles, RoundTrip
 
 RECORDINGS = Path(__file__).parents[1] / "assets" / "demo"
 SPEECH_ONLY = ("pesq_wb", "pesq_nb", "stoi", "estoi")
@@ -34,23 +37,16 @@ def demo(
     quiet: cli.Quiet = False,
 ) -> None:
     """Speech, music and sound there and back: no files needed."""
-    from audiotok.cli.outputs import new_folder
-    from audiotok.cli.roundtrip import ResultFiles, RoundTrip
-
     report = Report(quiet, as_json)
     recordings = sorted(RECORDINGS.glob("*.flac"), reverse=True)  # speech first
     clips: list[dict[str, Any]] = []
-    with new_folder(Path(output)) as folder, report.progress() as bar:
+    with new_folder(Path(output)) as folder, report.progress() as meter:
         places = {path: ResultFiles.named(folder, path.stem) for path in recordings}
         for files in places.values():
             files.check_free(overwrite)
-        task = bar.add_task("loading", total=None)
-        from audiotok.cli.loading import load_tokenizer
-
         tok = load_tokenizer(tokenizer, device=device)
-        for number, (path, files) in enumerate(places.items()):
-            bar.update(task, description=path.name, completed=number, total=len(places))
-            result = RoundTrip.of(tok, path, "mean", _metrics_for(path))
+        for path, files in places.items():
+            result = RoundTrip.of(tok, path.name, path, "mean", meter, _metrics_for(path))
             files.write(result, f"{path.name} through {tok.name_or_path}", overwrite)
             clips.append(result.describe(tok) | {"input": path.name, "files": files.describe()})
     rates = f"{clips[0]['ids_per_second']:g} ids and {clips[0]['bits_per_second']:,.0f} bits a second"

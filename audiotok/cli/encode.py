@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from audiotok.cli import options as cli
+from audiotok.cli.loading import load_tokenizer
 from audiotok.cli.options import DEFAULT_TOKENIZER
-from audiotok.cli.reporting import Report, counted
+from audiotok.cli.outputs import check_free, standard_output, whole_file
+from audiotok.cli.reporting import Meter, Report, counted, seconds_done
 from audiotok.errors import AudioInputError, OptionError
 
 if TYPE_CHECKING:
-    from audiotok.encoding import ClipCodes, ClipEncoder
+    from audiotok.encoding import ClipCodes, ClipEncoder, Watch
     from audiotok.tokenizer import AudioTokenizer
 
 STDIN = STDOUT = "-"
@@ -69,18 +71,15 @@ def encode(
     named = name_clips(files)
     _check_output(output, overwrite)
     wanted = cli.codec_options(option, domain, chunk_length_s, context_s)
-    with report.progress(shares_terminal=output == STDOUT) as bar:
-        task = bar.add_task("loading", total=None)
-        from audiotok.cli.loading import load_tokenizer
-
+    with report.progress(shares_terminal=output == STDOUT) as meter:
         tok = load_tokenizer(tokenizer, layout, device, wanted)
-        bar.update(task, total=len(files) if len(files) > 1 else None)
-        found = encode_files(tok.encoder(batch_size), named, cli.parse_downmix(downmix), report)
+        progress = _Progress(meter, report, len(files), tok.sampling_rate)
+        found = encode_files(tok.encoder(batch_size), named, cli.parse_downmix(downmix), report, progress)
         clips = []
         with _open_sink(output, tok, overwrite, as_json) as sink:
             for clip_id, clip in found:
                 clips.append(sink(clip_id, clip))
-                bar.update(task, completed=len(clips) + len(report.failures), description=clip_id)
+                progress.finished()
             if not clips:  # leaves the block by an exception, without a file of nothing
                 report.finish()
     _tell(report, tok, output, len(files), clips)
@@ -104,7 +103,7 @@ def name_clips(files: Sequence[str]) -> dict[str, str]:
 
 
 def encode_files(
-    encoder: ClipEncoder, files: dict[str, str], downmix: Any, report: Report
+    encoder: ClipEncoder, files: dict[str, str], downmix: Any, report: Report, progress: _Progress
 ) -> Iterator[tuple[str, ClipCodes]]:
     """Codes of each recording, in order; those that cannot be used are reported and left out.
 
@@ -117,15 +116,45 @@ def encode_files(
     size = encoder.batch_size * (POOL_BATCHES if encoder.batch_size > 1 else 1)
     while group := list(itertools.islice(names, size)):
         try:
-            clips = list(encoder.encode([as_source(files[name]) for name in group], downmix=downmix))
+            sources = [as_source(files[name]) for name in group]
+            clips = list(encoder.encode(sources, downmix=downmix, watch=progress.among(group)))
         except AudioInputError as error:
             if len(group) == 1:
                 report.failed(group[0], error)
                 continue
             for name in group:  # one by one, to find the bad ones; the codes are those of the batch
-                yield from encode_files(encoder, {name: files[name]}, downmix, report)
+                yield from encode_files(encoder, {name: files[name]}, downmix, report, progress)
         else:
             yield from zip(group, clips, strict=True)
+
+
+class _Progress:
+    """Shows on one line which recording is being encoded, how far it is, and the share of all that is done."""
+
+    def __init__(self, meter: Meter, report: Report, num_files: int, sampling_rate: int) -> None:
+        self._meter, self._report, self._num_files, self._rate = meter, report, num_files, sampling_rate
+        self._num_encoded = 0
+        meter.begin("encoding", num_files if num_files > 1 else None)
+
+    def among(self, clip_ids: Sequence[str]) -> Watch:
+        """What an encoder of these recordings tells how far it is."""
+        return lambda place, done, total: self._show(clip_ids[place], done, total)
+
+    def finished(self) -> None:
+        """One more recording is encoded."""
+        self._num_encoded += 1
+        self._meter.update(self._num_finished)
+
+    @property
+    def _num_finished(self) -> int:
+        return self._num_encoded + len(self._report.failures)
+
+    def _show(self, clip_id: str, done: int, total: int | None) -> None:
+        seconds = seconds_done(clip_id, done / self._rate, None if total is None else total / self._rate)
+        if done and total:  # not where a recording is encoded whole, or its length is unknown
+            self._meter.update(self._num_finished + min(done / total, 1), seconds, self._num_files)
+        else:
+            self._meter.update(self._num_finished, seconds)
 
 
 def as_source(path: str) -> Any:
@@ -135,8 +164,6 @@ def as_source(path: str) -> Any:
 
 def _check_output(output: str, overwrite: bool) -> None:
     """Before the work, not after it."""
-    from audiotok.cli.outputs import check_free
-
     if output == STDOUT:
         return
     if Path(output).suffix.lower() not in (".parquet", ".txt"):
@@ -154,7 +181,6 @@ def _open_sink(
     """Writes a clip where it belongs and gives what JSON says of it: on stdout that includes the ids."""
     from audiotok.cli.codes_file import CodesWriter
     from audiotok.cli.ids_file import IdsWriter
-    from audiotok.cli.outputs import standard_output, whole_file
 
     if output == STDOUT and as_json:
         yield lambda clip_id, clip: _summary(clip_id, clip, tokenizer) | {"ids": _ids(clip, tokenizer)}

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from audiotok.cli import options as cli
+from audiotok.cli.loading import load_tokenizer
 from audiotok.cli.reporting import Report, table
 
 if TYPE_CHECKING:
-    from audiotok.codec import CodecFacts
+    from audiotok.codec import AudioCodec, CodecFacts
     from audiotok.tokenizer import AudioTokenizer
 
 CONTEXTS = (4096, 8192, 32768)
@@ -72,11 +74,8 @@ def info(
     as_json: cli.AsJson = False,
 ) -> None:
     """Facts of a tokenizer: rates, layouts, exactness, licence."""
-    from audiotok.cli.loading import load_tokenizer
-
     report = Report(as_json=as_json)
-    with report.progress() as bar:
-        bar.add_task("loading", total=None)
+    with report.progress():
         tok = load_tokenizer(name, layout, device, cli.codec_options(option, domain, None, None))
         data = describe(tok)
     report.result(data, table(["", ""], _rows(data)), _layout_table(data["layouts"]))
@@ -107,8 +106,9 @@ def describe(tok: AudioTokenizer) -> dict[str, Any]:
         "is_causal": facts.is_causal,
         "margin_bound": bound if math.isfinite(bound) else None,
         "batch_equals_alone": _batch_exactness(bound, f"{codec.device.type} {codec.dtype}"),
-        "windows_equal_whole": _window_exactness(facts, facts.receptive_field_samples),
-        "decoded_windows_equal_whole": _window_exactness(facts, facts.decoder_reach_samples),
+        "windows_equal_whole": _window_exactness(codec),
+        "window_flips": None if facts.receptive_field_samples is not None else list(map(asdict, codec.window_flips)),
+        "decoded_windows_equal_whole": _reach(facts, facts.decoder_reach_samples),
         "layouts": [_layout_facts(tok.with_layout(name)) for name in _layout_names(tok)],
         "layout": tok.layout.name,
         "options": tok.options,
@@ -138,6 +138,7 @@ def _rows(data: dict[str, Any]) -> list[tuple[str, str]]:
         ("causal", "yes" if data["is_causal"] else "no"),
         ("batch = alone", data["batch_equals_alone"]),
         ("windows = whole", data["windows_equal_whole"]),
+        *_flip_rows(data["window_flips"]),
         ("  on decoding", data["decoded_windows_equal_whole"]),
         ("layout", data["layout"]),
         ("options", ", ".join(f"{k}={v}" for k, v in data["options"].items()) or "none set"),
@@ -166,10 +167,33 @@ def _batch_exactness(bound: float, where: str) -> str:
     return f"exact: certified, clips with a margin under {bound:g} are encoded again alone ({where})"
 
 
-def _window_exactness(facts: CodecFacts, reach: int | None) -> str:
+def _window_exactness(codec: AudioCodec) -> str:
+    facts, reach = codec.facts, codec.facts.receptive_field_samples
+    if reach is not None:
+        return f"{_reach(facts, reach)}; not certified: another chunk_length_s may flip a near-tie"
+    how_many = "these were measured" if codec.window_flips else "how many was not measured"
+    change = "windows change codes, and another chunk_length_s changes other ones"
+    return f"{_reach(facts, reach)}: {change} (not certified; {how_many})"
+
+
+def _reach(facts: CodecFacts, reach: int | None) -> str:
     if reach is None:
         return "no: attends over the whole clip"
-    return f"exact: a frame depends on {reach / facts.sampling_rate:.3g} s on each side"
+    return f"exact up to rounding: a frame depends on {reach / facts.sampling_rate:.3g} s on each side"
+
+
+def _flip_rows(flips: list[dict[str, Any]] | None) -> list[tuple[str, str]]:
+    """How many codes windows change, as its class states it; nothing where they change none (None)."""
+    if flips is None:
+        return []
+    measured = [
+        (
+            f"  {flip['chunk_length_s']:g} s + {flip['context_s']:g} s a side",
+            f"{100 * flip['share']:.3g} % of the codes differ ({flip['measured']})",
+        )
+        for flip in flips
+    ]
+    return measured or [("  measure it", "python -m audiotok.recipes.measure_windows NAME RECORDINGS")]
 
 
 def _layout_names(tok: AudioTokenizer) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ def load_tokenizer(
 
 
 def _check_device(device: str | None) -> None:
+    import numpy  # noqa: F401  first: torch would swallow a Ctrl-C while it loads NumPy, and fail in a strange way
     import torch
 
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 import sys
 from collections.abc import Generator
@@ -41,7 +40,7 @@ def whole_file(path: Path, overwrite: bool) -> Generator[BinaryIO]:
         OutputExistsError, OutputNotWritableError: as `check_free`, or the disk is full.
     """
     check_free(path, overwrite)
-    hidden = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    hidden = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
     try:
         with open(hidden, "xb") as file:
             yield file

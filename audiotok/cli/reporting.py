@@ -40,6 +40,29 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
+def seconds_done(name: str, done: float, total: float | None) -> str:
+    """A recording and how far it is: "talk.wav: 95 of 10,800 s", without the end where that is not known."""
+    if not done:
+        return name
+    return f"{name}: {done:,.0f} s" if total is None else f"{name}: {done:,.0f} of {total:,.0f} s"
+
+
+class Meter:
+    """The line of progress of one command, which does one step after another."""
+
+    def __init__(self, bar: Progress, step: str) -> None:
+        self._bar, self._task = bar, bar.add_task(step, total=None)
+
+    def begin(self, step: str, total: float | None = None) -> None:
+        """The next step; `total` says how much there is of it, None where that is not known."""
+        self._bar.remove_task(self._task)  # rich can neither forget a total nor start a clock anew
+        self._task = self._bar.add_task(step, total=total)
+
+    def update(self, done: float, step: str | None = None, total: float | None = None) -> None:
+        """How much of the step is done; `step` and `total` where there is something new to say of them."""
+        self._bar.update(self._task, completed=done, description=step, total=total)
+
+
 class Report:
     """The output of one command.
 
@@ -85,10 +108,11 @@ class Report:
                 console.print(table)
 
     @contextmanager
-    def progress(self, shares_terminal: bool = False) -> Generator[Progress]:
+    def progress(self, step: str = "loading", shares_terminal: bool = False) -> Generator[Meter]:
         """A bar on stderr for work that takes over two seconds, gone when it is done.
 
         Args:
+            step: what is done first.
             shares_terminal: the result goes to stdout meanwhile; no bar where both are one terminal.
         """
         from rich import progress
@@ -111,7 +135,7 @@ class Report:
         starter.daemon = True
         starter.start()
         try:
-            yield bar
+            yield Meter(bar, step)
         finally:
             starter.cancel()
             starter.join()  # a bar that starts now would never be stopped

@@ -13,12 +13,15 @@ import typer
 
 from audiotok.cli import options as cli
 from audiotok.cli.encode import STDIN, as_source
+from audiotok.cli.loading import load_tokenizer
 from audiotok.cli.options import DEFAULT_TOKENIZER
-from audiotok.cli.reporting import Report, table
+from audiotok.cli.outputs import check_free, new_folder, whole_file
+from audiotok.cli.reporting import Meter, Report, seconds_done, table
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from audiotok.audio import Waveform
     from audiotok.encoding import ClipCodes
     from audiotok.metrics import Metrics
     from audiotok.tokenizer import AudioTokenizer
@@ -51,21 +54,15 @@ def roundtrip(
     quiet: cli.Quiet = False,
 ) -> None:
     """There and back: the decoded file, scores and a picture."""
-    from audiotok.cli.outputs import new_folder
-
     report = Report(quiet, as_json)
     stem = "stdin" if file == STDIN else Path(file).stem
     wanted = cli.codec_options(option, domain, chunk_length_s, context_s)
-    with new_folder(Path(output)) as folder, report.progress() as bar:
+    with new_folder(Path(output)) as folder, report.progress() as meter:
         files = ResultFiles.named(folder, stem, picture)
         files.check_free(overwrite)
-        task = bar.add_task("loading", total=None)
-        from audiotok.cli.loading import load_tokenizer
-
         tok = load_tokenizer(tokenizer, layout, device, wanted)
-        bar.update(task, description="there and back")
-        result = RoundTrip.of(tok, as_source(file), cli.parse_downmix(downmix))
-        bar.update(task, description="writing")
+        result = RoundTrip.of(tok, stem, as_source(file), cli.parse_downmix(downmix), meter)
+        meter.begin("writing")
         files.write(result, f"{stem} through {tok.name_or_path}", overwrite)
     data = result.describe(tok) | {"input": file, "files": files.describe()}
     title = f"{stem}: {data['duration']:.2f} s, {data['num_ids']:,} ids, {data['bits_per_second']:,.0f} bits a second"
@@ -91,21 +88,31 @@ class RoundTrip:
     metrics: Metrics
 
     @classmethod
-    def of(cls, tok: AudioTokenizer, source: Any, downmix: Any, metrics: Iterable[str] | None = None) -> RoundTrip:
+    def of(
+        cls,
+        tok: AudioTokenizer,
+        name: str,
+        source: Any,
+        downmix: Any,
+        meter: Meter,
+        metrics: Iterable[str] | None = None,
+    ) -> RoundTrip:
         """Encode and decode a recording.
 
         Args:
+            name: of the recording, for the meter, which shows how far it is.
             source, downmix: as in `load_audio`.
             metrics: names from `METRICS`; None for all.
         """
         from audiotok.audio import load_audio
         from audiotok.metrics import METRICS, compare
 
-        facts = tok.codec.facts
+        facts, rate = tok.codec.facts, tok.codec.facts.output_sampling_rate
+        meter.begin(f"reading {name}")
         wave = load_audio(source, target_rate=facts.sampling_rate, channels=facts.channels, downmix=downmix)
-        (clip,) = tok.encode_audio([wave])
-        decoded = tok.decode(tok.codes_to_ids(clip.codes, clip.depths), clip.audio_length).numpy()
-        rate = facts.output_sampling_rate
+        clip = _encoded(tok, wave, meter, f"encoding {name}")
+        decoded = _decoded(tok, clip, meter, f"decoding {name}")
+        meter.begin(f"scoring {name}")
         original = load_audio(wave, target_rate=rate).samples
         return cls(original, decoded, rate, clip, compare(original, decoded, rate, metrics or METRICS))
 
@@ -135,6 +142,34 @@ class RoundTrip:
         return png.getvalue()
 
 
+def _encoded(tok: AudioTokenizer, wave: Waveform, meter: Meter, step: str) -> ClipCodes:
+    """The codes of a recording at the codec's rate."""
+    meter.begin(step)
+
+    def watch(place: int, done: int, total: int | None) -> None:
+        if done:  # a recording that is encoded whole has no share
+            seconds = done / wave.sampling_rate
+            meter.update(seconds, seconds_done(step, seconds, wave.duration), wave.duration)
+
+    (clip,) = tok.encoder().encode([wave], watch=watch)
+    return clip
+
+
+def _decoded(tok: AudioTokenizer, clip: ClipCodes, meter: Meter, step: str) -> np.ndarray:
+    """`[C, N]`, the clip's samples at the codec's output rate."""
+    import numpy as np
+
+    facts = tok.codec.facts
+    rate = facts.output_sampling_rate
+    duration, pieces, done = facts.output_length(clip.audio_length) / rate, [], 0.0
+    meter.begin(step, duration)
+    for piece in tok.decode_blocks(tok.codes_to_ids(clip.codes, clip.depths), clip.audio_length):
+        pieces.append(piece.numpy())
+        done += piece.shape[1] / rate
+        meter.update(done, seconds_done(step, done, duration))
+    return np.concatenate(pieces, axis=1)
+
+
 @dataclass(frozen=True)
 class ResultFiles:
     """Names of the files of a round trip."""
@@ -155,15 +190,12 @@ class ResultFiles:
         return {name: str(path) for name, path in vars(self).items() if path is not None}
 
     def check_free(self, overwrite: bool) -> None:
-        from audiotok.cli.outputs import check_free
-
         for path in self.describe().values():
             check_free(Path(path), overwrite)
 
     def write(self, result: RoundTrip, title: str, overwrite: bool) -> None:
         """All of them; what can fail for another reason than the disk is done before the first."""
         from audiotok.audio import save_audio
-        from audiotok.cli.outputs import whole_file
 
         scores = {"metrics": dict(result.metrics), "skipped": result.metrics.skipped}
         contents = {self.metrics: json.dumps(scores, indent=2, allow_nan=False).encode() + b"\n"}

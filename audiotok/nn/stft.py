@@ -1,4 +1,4 @@
-"""Short-time Fourier transforms without centring, for batches of clips of different lengths.
+"""Short-time Fourier transforms for batches of clips of different lengths.
 
 Shapes: B clips, N samples, F frames, `n_fft` window length, `hop` samples between frames. Every clip is
 reflected at its own end (`reflect_pad`), so that a clip in a padded batch has the frames it has alone.
@@ -35,10 +35,14 @@ def reflect_pad(waveform: Tensor, pad: int, lengths: list[int] | None, total: in
     return waveform.gather(1, source.clamp(min=0).expand(len(lengths), -1)) * inside
 
 
-def stft(padded: Tensor, n_fft: int, hop: int, win_length: int | None = None) -> Tensor:
-    """Complex one-sided spectrum `[B, n_fft // 2 + 1, F]` of already padded clips, periodic Hann, in float32."""
-    window = torch.hann_window(win_length or n_fft, device=padded.device)
-    return torch.stft(padded.float(), n_fft, hop, win_length or n_fft, window, center=False, return_complex=True)
+def stft(padded: Tensor, n_fft: int, hop: int, win_length: int | None = None, double: bool = False) -> Tensor:
+    """Complex one-sided spectrum `[B, n_fft // 2 + 1, F]` of already padded clips, periodic Hann.
+
+    In float32, or in float64 if `double`.
+    """
+    padded = padded.double() if double else padded.float()
+    window = torch.hann_window(win_length or n_fft, device=padded.device, dtype=padded.dtype)
+    return torch.stft(padded, n_fft, hop, win_length or n_fft, window, center=False, return_complex=True)
 
 
 def magnitude(spectrum: Tensor) -> Tensor:
@@ -63,25 +67,20 @@ def phase(spectrum: Tensor) -> Tensor:
 
 
 def overlap_add(frames: Tensor, hop: int) -> Tensor:
-    """Sum frames `[B, F, n_fft]`, each `hop` later, to `[B, (F - 1) * hop + n_fft]`; hop divides n_fft."""
-    batch, num_frames, n_fft = frames.shape
-    overlaps = n_fft // hop
-    pieces = frames.reshape(batch, num_frames, overlaps, hop)
+    """Sum frames `[B, F, n]`, each `hop` later, to `[B, (F - 1) * hop + n]`."""
+    batch, num_frames, length = frames.shape
+    overlaps = -(-length // hop)
+    pieces = F.pad(frames, (0, overlaps * hop - length)).reshape(batch, num_frames, overlaps, hop)
     out = frames.new_zeros(batch, num_frames + overlaps - 1, hop)
     for i in range(overlaps):
         out[:, i : i + num_frames] += pieces[:, :, i]
-    return out.flatten(1)
+    return out.flatten(1)[:, : (num_frames - 1) * hop + length]
 
 
-def istft(spectrum: Tensor, hop: int, valid: Tensor | None = None) -> Tensor:
-    """Waveform `[B, F * hop]` of a one-sided spectrum `[B, F, n_fft // 2 + 1]`, the inverse of `stft`.
+def inverse_frames(spectrum: Tensor, win_length: int | None = None) -> tuple[Tensor, Tensor]:
+    """Windowed frames `[B, F, win_length]` of a spectrum `[B, F, n_fft // 2 + 1]`, to be overlapped; and the window.
 
-    Args:
-        spectrum: complex; the imaginary parts of the lowest and highest bin are ignored.
-        hop: samples between frames.
-        valid: `[B, F]` bool, frames that exist; others add neither signal nor window energy.
-
-    The window energy is divided out, and (n_fft - hop) / 2 samples are cut from both ends.
+    The imaginary parts of the lowest and highest bin are ignored.
     """
     if spectrum.device.type != "cpu":  # the CPU's inverse FFT ignores them; others may not
         imaginary = spectrum.imag.clone()
@@ -89,13 +88,34 @@ def istft(spectrum: Tensor, hop: int, valid: Tensor | None = None) -> Tensor:
         spectrum = torch.complex(spectrum.real, imaginary)
     frames = torch.fft.irfft(spectrum, dim=-1)
     n_fft = frames.shape[-1]
-    window = torch.hann_window(n_fft, device=frames.device)
-    energy = window.square().expand(1, frames.shape[1], n_fft)
-    frames = frames * window
+    length = win_length or n_fft
+    window = torch.hann_window(length, device=frames.device)
+    return frames[..., (n_fft - length) // 2 :][..., :length] * window, window
+
+
+def istft(
+    spectrum: Tensor, hop: int, valid: Tensor | None = None, win_length: int | None = None, center: bool = False
+) -> Tensor:
+    """Waveform of a one-sided spectrum `[B, F, n_fft // 2 + 1]`, the inverse of `stft`.
+
+    Args:
+        spectrum: complex; the imaginary parts of the lowest and highest bin are ignored.
+        hop: samples between frames.
+        valid: `[B, F]` bool, frames that exist; others add neither signal nor window energy.
+        win_length: of the Hann window in the middle of the transform; None for n_fft.
+        center: cut half a window from both ends, as from a centred transform, which leaves (F - 1) * hop samples.
+            Otherwise (win_length - hop) / 2 are cut from both ends, which leaves F * hop.
+
+    Returns:
+        `[B, samples]`, the window energy divided out.
+    """
+    frames, window = inverse_frames(spectrum, win_length)
+    length = len(window)
+    energy = window.square().expand(1, frames.shape[1], length)
     if valid is not None:
         frames = frames * valid[..., None]
         energy = energy * valid[..., None]
-    cut = (n_fft - hop) // 2
+    cut = length // 2 if center else (length - hop) // 2
     total = overlap_add(frames, hop)[:, cut:-cut]
     envelope = overlap_add(energy, hop)[:, cut:-cut]
     if valid is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,13 +45,17 @@ class Quantized:
     codebook: Tensor
 
 
-def nearest(z: Tensor, codebook: Tensor, return_margins: bool = False) -> tuple[Tensor, Tensor | None]:
-    """Index of the row nearest to each `z` `[M, d]` in `codebook` `[K, d]`, by normalised distance, in float32.
+def nearest(
+    z: Tensor, codebook: Tensor, return_margins: bool = False, cosine: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """Index of the row nearest to each `z` `[M, d]` in `codebook` `[K, d]`, in float32.
 
-    Ties go to the lowest index. Margins `[M]`: (second smallest squared distance - smallest) / max(smallest, 1e-6).
+    Distances are Euclidean, between vectors scaled to unit length if `cosine`. Ties go to the lowest index.
+    Margins `[M]`: (second smallest squared distance - smallest) / max(smallest, 1e-6).
     """
-    z = F.normalize(z.float(), dim=-1, eps=1e-12)
-    rows = F.normalize(codebook.float(), dim=-1, eps=1e-12)
+    z, rows = z.float(), codebook.float()
+    if cosine:
+        z, rows = F.normalize(z, dim=-1, eps=1e-12), F.normalize(rows, dim=-1, eps=1e-12)
     rows_energy = rows.square().sum(-1)
     rows_transposed = rows.t().contiguous()
     codes, margins = [], []
@@ -76,19 +81,46 @@ def _argmin(distance: Tensor) -> Tensor:
     return distance.argmin(dim=1)
 
 
+@dataclass
+class StageOutput:
+    """What one stage makes of a residual.
+
+    Attributes:
+        output: `[B, T, C]`, straight-through.
+        codes: `[B, T]` int64. margins: `[B, T]` float32 or None.
+        commitment, codebook: `[B, T]`, mean over dimensions of (z - sg(E))^2 and (E - sg(z))^2.
+    """
+
+    output: Tensor
+    codes: Tensor
+    margins: Tensor | None
+    commitment: Tensor
+    codebook: Tensor
+
+
 class FactorizedVectorQuantizer(nn.Module):
-    """One stage: project to d dimensions, search by cosine, take the raw row, project back.
+    """One stage: project to d dimensions, search, take the raw row, project back.
 
     Args:
-        dim: channels C outside. codebook_size: K. codebook_dim: d; no projections if equal to `dim`.
+        dim: channels C outside. codebook_size: K. codebook_dim: d.
+        project: whether there are projections; None for only where `codebook_dim` is not `dim`.
+        cosine: search by direction alone.
         normalize_latents: z / |z| before the straight-through step; with rows of unit length the row taken is then
             the normalised one, and nothing but the direction of z matters.
     """
 
-    def __init__(self, dim: int, codebook_size: int, codebook_dim: int, normalize_latents: bool = False) -> None:
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int,
+        codebook_dim: int,
+        normalize_latents: bool = False,
+        project: bool | None = None,
+        cosine: bool = True,
+    ) -> None:
         super().__init__()
-        self.normalize_latents = normalize_latents
-        projected = codebook_dim != dim
+        self.normalize_latents, self.cosine = normalize_latents, cosine
+        projected = codebook_dim != dim if project is None else project
         self.in_proj = WeightNormLinear(dim, codebook_dim) if projected else nn.Identity()
         self.out_proj = WeightNormLinear(codebook_dim, dim) if projected else nn.Identity()
         self.codebook = nn.Embedding(codebook_size, codebook_dim)
@@ -108,11 +140,23 @@ class FactorizedVectorQuantizer(nn.Module):
         for start, end in sorted(set(per_clip)):
             # A search in the slice equals the search with the rest of the distances at infinity.
             clips = [i for i, clip_range in enumerate(per_clip) if clip_range == (start, end)]
-            found, gap = nearest(z[clips].flatten(0, 1), book[start:end], return_margins)
+            found, gap = nearest(z[clips].flatten(0, 1), book[start:end], return_margins, self.cosine)
             codes[clips] = found.view(len(clips), -1) + start
             if margins is not None and gap is not None:
                 margins[clips] = gap.view(len(clips), -1)
         return codes, margins
+
+    def forward(
+        self, residual: Tensor, ranges: Sequence[Range] | None = None, return_margins: bool = False
+    ) -> StageOutput:
+        """Quantize `[B, T, C]`, each clip within its own range of codes."""
+        z = self.project_in(residual)
+        codes, margins = self.search(z.detach(), ranges, return_margins)
+        rows = self.codebook(codes).to(z.dtype)
+        commitment = (z - rows.detach()).square().mean(dim=-1)
+        codebook = (rows - z.detach()).square().mean(dim=-1)
+        output = self.out_proj((z + (rows - z).detach()).to(self.codebook.weight.dtype))
+        return StageOutput(output, codes, margins, commitment, codebook)
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Codes `[...]` → `[..., C]`."""
@@ -123,15 +167,18 @@ class ResidualVectorQuantizer(nn.Module):
     """Stages in a row, each quantizing what the earlier ones left over (in the C-dimensional space).
 
     Args:
-        codebook_sizes: K of each stage. The others as in `FactorizedVectorQuantizer`.
+        codebook_sizes: K of each stage.
+        codebook_dim: d of all stages, or of each. The others, and `options`, as in `FactorizedVectorQuantizer`.
     """
 
     def __init__(
-        self, dim: int, codebook_sizes: Sequence[int], codebook_dim: int, normalize_latents: bool = False
+        self, dim: int, codebook_sizes: Sequence[int], codebook_dim: int | Sequence[int], **options: Any
     ) -> None:
         super().__init__()
+        dims = [codebook_dim] * len(codebook_sizes) if isinstance(codebook_dim, int) else codebook_dim
         self.stages = nn.ModuleList(
-            FactorizedVectorQuantizer(dim, size, codebook_dim, normalize_latents) for size in codebook_sizes
+            FactorizedVectorQuantizer(dim, size, width, **options)
+            for size, width in zip(codebook_sizes, dims, strict=True)
         )
 
     @property
@@ -144,32 +191,31 @@ class ResidualVectorQuantizer(nn.Module):
         return self.in_order[0].codebook.weight.dtype
 
     def forward(
-        self, latents: Tensor, ranges: Sequence[Range] | None = None, return_margins: bool = False
+        self,
+        latents: Tensor,
+        ranges: Sequence[Range] | None = None,
+        return_margins: bool = False,
+        num_stages: int | None = None,
     ) -> Quantized:
-        """Quantize latents `[B, C, T]`; `ranges` holds one range of codes a clip.
+        """Quantize latents `[B, C, T]` with the first `num_stages` stages (None: all).
 
-        Runs in float32 even under autocast: the nearest row must not depend on the precision of the rest.
+        `ranges` holds one range of codes a clip. Runs in float32 even under autocast: the nearest row must not
+        depend on the precision of the rest.
         """
+        found: list[StageOutput] = []
         with torch.autocast(latents.device.type, enabled=False):
             residual = latents.transpose(1, 2).to(self.dtype)
             total = torch.zeros_like(residual)
-            codes, margins, commitment, codebook = [], [], [], []
-            for stage in self.in_order:
-                z = stage.project_in(residual)
-                stage_codes, stage_margins = stage.search(z.detach(), ranges, return_margins)
-                rows = stage.codebook(stage_codes).to(z.dtype)
-                commitment.append((z - rows.detach()).square().mean())
-                codebook.append((rows - z.detach()).square().mean())
-                output = stage.out_proj((z + (rows - z).detach()).to(self.dtype))
-                residual, total = residual - output, total + output
-                codes.append(stage_codes)
-                margins.append(stage_margins)
+            for stage in self.in_order[:num_stages]:
+                found.append(stage(residual, ranges, return_margins))
+                residual, total = residual - found[-1].output, total + found[-1].output
+        margins = [stage.margins for stage in found if stage.margins is not None]
         return Quantized(
             quantized=total.transpose(1, 2),
-            codes=torch.stack(codes, dim=1),
-            margins=torch.stack(margins, dim=1) if return_margins else None,
-            commitment=torch.stack(commitment).sum(),
-            codebook=torch.stack(codebook).sum(),
+            codes=torch.stack([stage.codes for stage in found], dim=1),
+            margins=torch.stack(margins, dim=1) if margins else None,
+            commitment=torch.stack([stage.commitment.mean() for stage in found]).sum(),
+            codebook=torch.stack([stage.codebook.mean() for stage in found]).sum(),
         )
 
     def project_in(self, latents: Tensor) -> Tensor:

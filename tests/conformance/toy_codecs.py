@@ -122,7 +122,7 @@ class FrameEncoder(nn.Module):
         super().__init__()
         self.hop = config.hop_length
         self.input_proj = nn.Linear(config.channels * config.hop_length, config.hidden_size)
-        self.backbone = ConvNextStack(config.num_layers, config.hidden_size, 2, config.kernel_size)
+        self.backbone = ConvNextStack(config.num_layers, config.hidden_size, 2 * config.hidden_size, config.kernel_size)
 
     def forward(self, waveform: Tensor, frames: list[int]) -> Tensor:
         """`[B, C, N]` → latents `[B, D, F]`."""
@@ -138,7 +138,7 @@ class FrameDecoder(nn.Module):
     def __init__(self, config: ToyConfig) -> None:
         super().__init__()
         self.channels = config.channels
-        self.backbone = ConvNextStack(config.num_layers, config.hidden_size, 2, config.kernel_size)
+        self.backbone = ConvNextStack(config.num_layers, config.hidden_size, 2 * config.hidden_size, config.kernel_size)
         self.output_proj = nn.Linear(config.hidden_size, config.channels * config.output_hop_length)
 
     def forward(self, quantized: Tensor, frames: list[int]) -> Tensor:

@@ -8,13 +8,14 @@ model.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from audiotok.codecs.auv.configuration_auv import AuvConfig
-from audiotok.conversion import KeyRule, translate_config_block
+from audiotok.conversion import KeyRule, merge_weights, read_config, translate_config_block
 from audiotok.errors import ConfigError
 
 # Derived from the config or only counting: dropped on conversion.
@@ -57,6 +58,12 @@ RULES = [
     *_backbone("token2wav", "decoder"),
     KeyRule(r"token2wav\.istft_head\.out\.(.+)", r"decoder.head.\1"),
 ]
+
+
+def convert(files: list[Path], config_file: Path | None) -> tuple[AuvConfig, dict[str, Tensor]]:
+    """Configuration and tensors of published files; without a config file, of the released model."""
+    config = convert_config(None if config_file is None else read_config(config_file))
+    return config, convert_weights(merge_weights(files), config)
 
 
 def convert_config(published: dict[str, Any] | None) -> AuvConfig:

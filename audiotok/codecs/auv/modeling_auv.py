@@ -25,8 +25,10 @@ from audiotok.codecs.auv.configuration_auv import AuvConfig, AuvStack
 from audiotok.errors import OptionError, did_you_mean
 from audiotok.nn.conformer import ConformerStack
 from audiotok.nn.convnext import ConvNextStack
+from audiotok.nn.masks import valid_frames
 from audiotok.nn.stft import istft, magnitude, phase, reflect_pad, stft
 from audiotok.quantizers.vector import Range, ResidualVectorQuantizer
+from audiotok.windows import WindowFlips
 
 # Sub-frame features: four windows of one hop within each frame, 64 mel bands each.
 SUBFRAMES, SUBFRAME_BANDS = 4, 64
@@ -36,7 +38,7 @@ MAX_MAGNITUDE = 100.0
 
 def build_stack(stack: AuvStack, hidden_size: int) -> ConformerStack | ConvNextStack:
     if stack.block_type == "convnext":
-        return ConvNextStack(stack.num_layers, hidden_size, stack.ffn_mult, stack.conv_kernel_size)
+        return ConvNextStack(stack.num_layers, hidden_size, stack.ffn_mult * hidden_size, stack.conv_kernel_size)
     return ConformerStack(
         stack.num_layers,
         hidden_size,
@@ -47,14 +49,6 @@ def build_stack(stack: AuvStack, hidden_size: int) -> ConformerStack | ConvNextS
         conv_kernel_size=stack.conv_kernel_size,
         causal_conv=stack.causal_conv,
     )
-
-
-def valid_frames(frames: Sequence[int], device: torch.device) -> Tensor | None:
-    """`[B, F]` bool of the frames that exist; None where all do, which spares every mask."""
-    longest = max(frames)
-    if min(frames) == longest:
-        return None
-    return torch.arange(longest, device=device) < torch.tensor(frames, device=device)[:, None]
 
 
 class AuvFrontEnd(nn.Module):
@@ -183,16 +177,23 @@ class AuvModel(AudioCodec):
 
     config_class = AuvConfig
     encode_options = ("domain",)
+    loss_names = ("commitment", "codebook", "magnitude")
     # 8 x the largest movement of a near margin between batch shapes, padding, windows and 1 or 2 threads:
     # 3.2e-4 over 7,047 codes of the full size with drawn weights, 1.1e-4 over 6,486 codes of auv-mini
     # (`python -m audiotok.recipes.measure_margins`; x86-64 with AVX-512, torch 2.13).
     margin_bounds: ClassVar[dict[tuple[str, torch.dtype], float]] = {("cpu", torch.float32): 3.2e-4}
+    # Of conformers, which attend over the whole clip: `python -m audiotok.recipes.measure_windows auv-full RECORDINGS
+    # --join --seconds 120 --limit 3`, 18,000 codes of speech, music and sound. No trained weights were at hand.
+    window_flips: ClassVar[tuple[WindowFlips, ...]] = tuple(
+        WindowFlips(chunk, context, share, "clips of 120 s, full size, weights drawn at random")
+        for chunk, context, share in ((10.0, 1.0, 0.597), (10.0, 5.0, 0.520), (30.0, 5.0, 0.419), (60.0, 5.0, 0.266))
+    )
 
     def __init__(self, config: AuvConfig) -> None:
         super().__init__(config)
         self.encoder = AuvEncoder(config)
         self.quantizer = ResidualVectorQuantizer(
-            config.hidden_size, config.codebook_sizes, config.codebook_dim, config.normalize_latents
+            config.hidden_size, config.codebook_sizes, config.codebook_dim, normalize_latents=config.normalize_latents
         )
         self.decoder = AuvDecoder(config)
         self.post_init()
