@@ -20,7 +20,13 @@ from audiotok.recipes.training.discriminators import (
     feature_matching,
     generator_hinge,
 )
-from audiotok.recipes.training.losses import BandCorrelation, MultiScaleMel, magnitude_spectrogram, spread_loss
+from audiotok.recipes.training.losses import (
+    BandCorrelation,
+    MultiResolutionSTFT,
+    MultiScaleMel,
+    magnitude_spectrogram,
+    spread_loss,
+)
 
 RATE = 16_000
 SMALL = AdversarialSection(
@@ -93,6 +99,32 @@ def test_a_band_that_is_missing_costs(mel: MultiScaleMel):
     spectrum = torch.fft.rfft(x)
     spectrum[..., spectrum.shape[-1] // 2 :] = 0
     assert mel(torch.fft.irfft(spectrum, x.shape[-1]), x) > 0.5
+
+
+def harmonics(shift: float) -> torch.Tensor:
+    """Partials 100 Hz apart from 3 to 4 kHz, `shift` Hz higher."""
+    t = torch.arange(RATE) / RATE
+    partials = [torch.sin(2 * torch.pi * (3000 + 100 * k + shift) * t + k * k) for k in range(10)]
+    return 0.05 * torch.stack(partials).sum(dim=0)[None, None]
+
+
+def test_linear_spectra_hear_harmonics_that_mel_bands_do_not(mel: MultiScaleMel):
+    x, moved, stft = harmonics(0), harmonics(50), MultiResolutionSTFT()
+    assert stft(x, x).item() == 0
+    assert stft(moved, x) > 2 * mel(moved, x)
+
+
+@given(st.floats(0.25, 4.0))
+def test_linear_spectra_read_a_gain_in_both_terms(gain: float):
+    x = noise(1, 0.3)
+    found = MultiResolutionSTFT(floor=1e-6)(x * gain, x).item()
+    assert found == pytest.approx((abs(gain - 1) + abs(np.log(gain))) / 2, abs=5e-3)
+
+
+def test_linear_spectra_of_silence_have_gradients_that_are_numbers():
+    silent = torch.zeros(1, 1, 4096, requires_grad=True)
+    MultiResolutionSTFT()(silent, noise(1, 4096 / RATE)).backward()
+    assert torch.isfinite(silent.grad).all()
 
 
 # Envelope correlation

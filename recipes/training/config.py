@@ -14,15 +14,15 @@ from typing import Any
 
 import yaml
 
+from audiotok.auto import FAMILIES
 from audiotok.errors import ConfigError, check_choice
 from audiotok.recipes.training.strict import apply_override, build
 
+# Losses that the recipe computes; a codec adds its own (`AudioCodec.loss_names`).
 LOSS_NAMES = (
     "mel",
     "mel_convergence",
-    "magnitude",
-    "commitment",
-    "codebook",
+    "stft",
     "spread",
     "correlation",
     "adversarial",
@@ -232,6 +232,7 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
 
 
 def _check(config: TrainConfig) -> None:
+    check_choice("codec.family", config.codec.family, FAMILIES)
     check_choice("mixed_precision", config.mixed_precision, ("no", "bf16", "fp16"))
     check_choice("codebook.update", config.codebook.update, ("ema", "gradient"))
     data = config.data
@@ -263,11 +264,12 @@ def _check_domains(config: TrainConfig) -> None:
 
 def _check_stage(stage: StageSection, config: TrainConfig) -> None:
     where = f"stages.{stage.name}"
+    legal = (*LOSS_NAMES, *FAMILIES[config.codec.family].load("Model").loss_names)
     for name in stage.loss_weights:
-        check_choice(f"a loss under {where}.loss_weights", name, LOSS_NAMES)
+        check_choice(f"a loss under {where}.loss_weights", name, legal)
     weighted = [name for name, weight in stage.loss_weights.items() if weight]
     if not weighted:
-        raise ConfigError(f"{where} weighs no loss: give loss_weights for some of {', '.join(LOSS_NAMES)}.")
+        raise ConfigError(f"{where} weighs no loss: give loss_weights for some of {', '.join(legal)}.")
     searchless = stage.latent_noise is not None
     if searchless and (stage.fit_codebook or "commitment" in weighted or "codebook" in weighted):
         raise ConfigError(

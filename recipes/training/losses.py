@@ -73,9 +73,37 @@ class MultiScaleMel(nn.Module):
                 wanted = scale.magnitude(target)
             got = scale.magnitude(reconstruction)
             distances.append(F.l1_loss(torch.log(got + scale.floor), torch.log(wanted + scale.floor)))
-            energy = wanted.flatten(1).norm(dim=1).clamp_min(MIN_POWER**0.5)
-            convergences.append(((got - wanted).flatten(1).norm(dim=1) / energy).mean())
+            convergences.append(convergence(got, wanted))
         return {"mel": torch.stack(distances).mean(), "mel_convergence": torch.stack(convergences).mean()}
+
+
+class MultiResolutionSTFT(nn.Module):
+    """Spectral convergence and log-magnitude distance of linear spectra at several FFT sizes (arXiv 1910.11480).
+
+    Mel bands are too wide above 1 kHz to tell the harmonics of a voice apart; the bins of a long transform are not.
+    """
+
+    def __init__(self, fft_sizes: tuple[int, ...] = (512, 1024, 2048), floor: float = 1e-3) -> None:
+        super().__init__()
+        self.fft_sizes, self.floor = fft_sizes, floor
+
+    def forward(self, reconstruction: Tensor, target: Tensor) -> Tensor:
+        """Both `[B, 1, N]`; the mean over sizes and over the two terms, a scalar."""
+        reconstruction, target = reconstruction.flatten(0, 1), target.flatten(0, 1)
+        return torch.stack([self._at(size, reconstruction, target) for size in self.fft_sizes]).mean()
+
+    def _at(self, size: int, reconstruction: Tensor, target: Tensor) -> Tensor:
+        window = torch.hann_window(size, device=target.device)
+        with torch.no_grad():
+            wanted = magnitude_spectrogram(target, window, size // 4)
+        got = magnitude_spectrogram(reconstruction, window, size // 4)
+        return (convergence(got, wanted) + F.l1_loss(torch.log(got + self.floor), torch.log(wanted + self.floor))) / 2
+
+
+def convergence(got: Tensor, wanted: Tensor) -> Tensor:
+    """|M - M'| / |M|, Frobenius norms of each clip's magnitudes `[B, bins, frames]`, mean over clips."""
+    energy = wanted.flatten(1).norm(dim=1).clamp_min(MIN_POWER**0.5)
+    return ((got - wanted).flatten(1).norm(dim=1) / energy).mean()
 
 
 class BandCorrelation(nn.Module):

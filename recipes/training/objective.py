@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from audiotok.codec import CodecTrainingOutput
-from audiotok.recipes.training.losses import BandCorrelation, MultiScaleMel, spread_loss
+from audiotok.codec import AudioCodec, CodecTrainingOutput
+from audiotok.recipes.training.losses import BandCorrelation, MultiResolutionSTFT, MultiScaleMel, spread_loss
 
 SPREAD_LATENTS = 512  # of a batch; the loss compares all pairs
 
@@ -17,26 +21,40 @@ class Objective(nn.Module):
     def __init__(self, sampling_rate: int) -> None:
         super().__init__()
         self.mel = MultiScaleMel(sampling_rate)
+        self.stft = MultiResolutionSTFT()
         self.correlation = BandCorrelation(sampling_rate)
 
     def forward(
-        self, out: CodecTrainingOutput, target: Tensor, z: Tensor, weights: dict[str, float]
+        self, out: CodecTrainingOutput, target: Tensor, z: Tensor | None, weights: dict[str, float]
     ) -> dict[str, Tensor]:
         """The terms that `weights` names.
 
         Args:
             out: what the codec made of `target` `[B, 1, N]`.
-            z: `[B, d, T]` what the quantizer searches with.
+            z: `[B, d, T]` what the quantizer searches with; needed for `spread`.
         """
         terms = {name: value for name, value in (out.losses or {}).items() if weights.get(name)}
         if weights.get("mel") or weights.get("mel_convergence"):
             mel = self.mel.terms(out.audio_values, target)
             terms |= {name: value for name, value in mel.items() if weights.get(name)}
+        if weights.get("stft"):
+            terms["stft"] = self.stft(out.audio_values, target)
         if weights.get("correlation"):
             terms["correlation"] = self.correlation(out.audio_values, target)
-        if weights.get("spread"):
+        if z is not None and weights.get("spread"):
             terms["spread"] = spread_loss(_some(z))
         return terms
+
+
+def takes_noise(codec: AudioCodec) -> bool:
+    """Whether the codec can be trained with noise in place of a search."""
+    return "latent_noise" in inspect.signature(codec.forward).parameters
+
+
+def forward_options(codec: AudioCodec, domains: Sequence[str], noise: Tensor | None) -> dict[str, Any]:
+    """Keywords of `codec.forward` for clips of these domains; `noise` `[B]` stands for a search."""
+    options: dict[str, Any] = {} if noise is None else {"latent_noise": noise}
+    return options | ({"domain": list(domains)} if "domain" in codec.encode_options else {})
 
 
 def _some(z: Tensor) -> Tensor:

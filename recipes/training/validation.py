@@ -14,6 +14,7 @@ from torch import Tensor
 from audiotok.codec import AudioCodec
 from audiotok.errors import ConfigError, MissingDependencyError
 from audiotok.metrics import codebook_use, compare
+from audiotok.recipes.training.objective import forward_options
 
 SOUND_METRICS = ("mel_distance", "level_ratio_db", "worst_band_db")
 SPEECH_METRICS = ("stoi", "estoi")
@@ -46,11 +47,12 @@ class Validator:
         codes, outputs = [], []
         for audio, domain in self.clips:
             noise = None if quantizes else torch.zeros(1, device=model.device)
-            out = model(audio.to(model.device), domain=[domain], latent_noise=noise)
+            out = model(audio.to(model.device), **forward_options(model, [domain], noise))
             outputs.append(out.audio_values.float().cpu())
             scores.append(self._scores(audio, outputs[-1], domain))
             if quantizes:
-                codes.append(out.audio_codes[:, 0].flatten().cpu())
+                first_book = out.audio_codes if model.facts.shared_codebook else out.audio_codes[:, 0]
+                codes.append(first_book.flatten().cpu())
         figures = {name: _mean(scores, name) for name in COLUMNS if any(name in row for row in scores)}
         if quantizes:
             use = codebook_use(torch.cat(codes), model.facts.codebook_sizes[0])
