@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from audiotok.codecs.auv import AuvConfig as AuvConfig
     from audiotok.codecs.auv import AuvFeatureExtractor as AuvFeatureExtractor
     from audiotok.codecs.auv import AuvModel as AuvModel
+    from audiotok.codecs.vrvq import VrvqAudioTokenizer as VrvqAudioTokenizer
+    from audiotok.codecs.vrvq import VrvqConfig as VrvqConfig
+    from audiotok.codecs.vrvq import VrvqFeatureExtractor as VrvqFeatureExtractor
+    from audiotok.codecs.vrvq import VrvqModel as VrvqModel
     from audiotok.errors import AudioTokError as AudioTokError
     from audiotok.features import CodecFeatureExtractor as CodecFeatureExtractor
     from audiotok.tokenizer import AudioTokenizer as AudioTokenizer
@@ -44,6 +48,10 @@ _HOME = {
     "AuvConfig": "audiotok.codecs.auv",
     "AuvFeatureExtractor": "audiotok.codecs.auv",
     "AuvModel": "audiotok.codecs.auv",
+    "VrvqAudioTokenizer": "audiotok.codecs.vrvq",
+    "VrvqConfig": "audiotok.codecs.vrvq",
+    "VrvqFeatureExtractor": "audiotok.codecs.vrvq",
+    "VrvqModel": "audiotok.codecs.vrvq",
 }
 
 __all__ = ["__version__", *_HOME]

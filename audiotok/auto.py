@@ -87,6 +87,13 @@ FAMILIES: dict[str, Family] = {
             ),
         },
     ),
+    "vrvq": Family(
+        name="vrvq",
+        model_type="audiotok_vrvq",
+        prefix="Vrvq",
+        title="VRVQ: a Descript Audio Codec that keeps as many codebooks a frame as the sound needs",
+        paper="arXiv 2410.06016",
+    ),
 }
 PUBLISHED: dict[str, Published] = {
     repo: file for family in FAMILIES.values() for repo, file in family.published.items()

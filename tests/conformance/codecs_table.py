@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from audiotok.auto import FAMILIES, Family
 from audiotok.codec import AudioCodec, CodecConfig, CodecFacts
 from audiotok.codecs.auv import AuvConfig
+from audiotok.codecs.vrvq import VrvqConfig
+from audiotok.codecs.vrvq.autoencoder_vrvq import ImportanceSubnet
 from audiotok.layouts import layout_names
 from audiotok.quantizers.vector import FactorizedVectorQuantizer
 from audiotok.tokenizer import AudioTokenizer
@@ -43,17 +46,45 @@ MINI = {
 }
 STAGES = {"codebook_size": [96, 64], "domain_ranges": {"speech": [0, 32], "other": [32, 96]}, "sampling_rate": 8000}
 
+VRVQ = {
+    "sampling_rate": 8000,
+    "encoder_hidden_size": 4,
+    "downsampling_ratios": [2, 4],
+    "decoder_hidden_size": 8,
+    "upsampling_ratios": [4, 2],
+    "num_codebooks": 3,
+    "codebook_size": 64,
+    "codebook_dim": 4,
+    "importance_channels": [8],
+    "level_min": 1.0,
+}
+VRVQ_CONSTANT = {
+    "variable_rate": False,
+    "downsampling_ratios": [8],
+    "upsampling_ratios": [8],
+    "codebook_dim": [4, 3, 2],
+}
+
 TABLE: dict[str, CodecConfig] = {
     "auv": AuvConfig(**AUV),
     "auv_convnext": AuvConfig(**{**AUV, **MINI}),
     "auv_stages": AuvConfig(**{**AUV, **STAGES}),
+    "vrvq": VrvqConfig(**VRVQ),
+    "vrvq_constant": VrvqConfig(**{**VRVQ, **VRVQ_CONSTANT}),
     "toy_rvq": ToyRvqConfig(),
     "toy_bands": ToyBandsConfig(),
     "toy_multirate": ToyMultirateConfig(),
     "toy_depth": ToyDepthConfig(),
 }
 # Two legal values of each option of `encode` that give different codes.
-OPTION_VALUES: dict[str, tuple[Any, Any]] = {"domain": ("speech", "other"), "level": (0.4, 0.9)}
+OPTION_VALUES: dict[str, tuple[Any, Any]] = {
+    "domain": ("speech", "other"),
+    "level": (0.4, 0.9),
+    "bitrate": (8000, 20000),
+    "num_quantizers": (1, 2),
+}
+# Of these and `level`, a clip takes one alone.
+EXCLUSIVE = ("bitrate", "num_quantizers")
 
 FINITE = [name for name, config in TABLE.items() if config.facts.receptive_field_samples is not None]
 UNBOUNDED = [name for name in TABLE if name not in FINITE]
@@ -93,12 +124,20 @@ def center_latents(codec: AudioCodec) -> None:
     """Shift what the codebooks are searched with to mean zero: the codes of random weights become diverse."""
     probe = torch.from_numpy(clip(codec.facts, 100 * codec.facts.hop_length))[None]
     for stage in codec.modules():
-        if isinstance(stage, FactorizedVectorQuantizer):
+        if isinstance(stage, FactorizedVectorQuantizer) and not isinstance(stage.in_proj, nn.Identity):
             seen: list[torch.Tensor] = []
             hook = stage.in_proj.register_forward_hook(lambda _, inputs, output, seen=seen: seen.append(output))
             codec.encode(probe)
             hook.remove()
             stage.in_proj.bias -= seen[0].flatten(0, -2).mean(dim=0)
+        elif isinstance(stage, ImportanceSubnet):  # from hardly to fully important, so that frames show every depth
+            last, logits = stage.stages[-1].conv, []
+            hook = last.register_forward_hook(lambda _, inputs, output, logits=logits: logits.append(output))
+            codec.encode(probe)
+            hook.remove()
+            scale = 1 / logits[0].std()
+            last.weight_g *= scale
+            last.bias.copy_(scale * (last.bias - logits[0].mean()))
 
 
 @cache

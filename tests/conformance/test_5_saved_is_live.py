@@ -17,7 +17,16 @@ import torch
 from audiotok import AutoAudioTokenizer
 from audiotok.codec import AudioCodec, CodecFacts
 from audiotok.tokenizer import AudioTokenizer
-from conformance.codecs_table import OPTION_VALUES, TABLE, clip, layouts_of, new_codec, shared_codec, tokenizer_of
+from conformance.codecs_table import (
+    EXCLUSIVE,
+    OPTION_VALUES,
+    TABLE,
+    clip,
+    layouts_of,
+    new_codec,
+    shared_codec,
+    tokenizer_of,
+)
 
 TESTS = Path(__file__).parents[1]
 # One fresh process for all codecs: importing transformers takes most of the time.
@@ -60,7 +69,7 @@ def saved() -> dict[str, AudioTokenizer]:
     toks = {}
     for name in TABLE:
         codec = shared_codec(name)
-        options = {option: OPTION_VALUES[option][0] for option in codec.encode_options}
+        options = {option: OPTION_VALUES[option][0] for option in codec.encode_options if option not in EXCLUSIVE}
         toks[name] = tokenizer_of(codec)
         toks[f"{name}+options"] = tokenizer_of(codec, layouts_of(codec.facts)[-1], options)
     return toks
