@@ -87,12 +87,44 @@ FAMILIES: dict[str, Family] = {
             ),
         },
     ),
+    "qincodec": Family(
+        name="qincodec",
+        model_type="audiotok_qincodec",
+        prefix="QinCodec",
+        title="QinCodec: a continuous autoencoder, ours or another codec's, with QINCo2 trained on its latents",
+        paper="arXiv 2503.19597",
+    ),
     "vrvq": Family(
         name="vrvq",
         model_type="audiotok_vrvq",
         prefix="Vrvq",
         title="VRVQ: a Descript Audio Codec that keeps as many codebooks a frame as the sound needs",
         paper="arXiv 2410.06016",
+    ),
+    "melcap": Family(
+        name="melcap",
+        model_type="audiotok_melcap",
+        prefix="MelCap",
+        title="MelCap: one codebook on a grid of mel rows and time columns, and a vocoder",
+        paper="arXiv 2510.01903",
+        published={
+            "jingyi49/MelCap": Published(
+                "melcap",
+                (
+                    "cp_8_vgg3/vae_00620000",
+                    "logs96_decoder_ld/lightning_logs/version_0/checkpoints/last.ckpt",
+                ),
+                "MIT, code and weights",
+                "logs96_decoder_ld/lightning_logs/version_0/config.yaml",
+            ),
+        },
+    ),
+    "apcodec": Family(
+        name="apcodec",
+        model_type="audiotok_apcodec",
+        prefix="ApCodec",
+        title="APCodec: amplitude and phase spectra coded side by side; causal for streaming",
+        paper="arXiv 2402.10533",
     ),
 }
 PUBLISHED: dict[str, Published] = {

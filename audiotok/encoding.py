@@ -7,7 +7,7 @@ window where they are long. Codes of a clip never depend on the clips around it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from audiotok.audio import AudioStream, Downmix, open_audio
 from audiotok.certified import Certificate, clip_options
 from audiotok.codec import AudioCodec, CodecOutput
 from audiotok.errors import AudioTooLongError, CodesError, OptionError
+from audiotok.facts import CodecFacts
 from audiotok.features import CodecFeatureExtractor
 from audiotok.layouts import LayoutCodes
 from audiotok.windows import DEFAULT_WINDOW_S, Windowing, decode_windows, encode_windows, reach_frames
@@ -83,7 +84,7 @@ class ClipEncoder:
             )
         self.batch_size = batch_size or (1 if codec.device.type == "cpu" else 16)
         self.certify = certify
-        self.windowing = self._windowing(chunk_length_s, context_s)
+        self.windowing = _windowing(codec.facts, codec.facts.receptive_field_samples, chunk_length_s, context_s)
         self.certificates: list[Certificate] = []
 
     def encode(
@@ -209,21 +210,22 @@ class ClipEncoder:
             depths = np.concatenate([clip.depths for clip in clips if clip.depths is not None])
         return ClipCodes(codes, reader.num_read, depths, clips[0].scales)
 
-    def _windowing(self, chunk_length_s: float | None, context_s: float | None) -> Windowing | None:
-        """Windows asked for, or those that memory wants where they change no code; None to encode whole."""
-        facts = self.codec.facts
-        reach = facts.receptive_field_samples
-        if chunk_length_s is None and context_s is None and reach is None:
-            return None
-        length = DEFAULT_WINDOW_S if chunk_length_s is None else chunk_length_s
-        return Windowing.from_seconds(facts, length, context_s or 0.0, reach)
-
     def _whole_limit(self) -> int:
         """Samples up to which a clip is encoded whole."""
         facts = self.codec.facts
         if self.windowing is None:
             return round(MAX_WHOLE_S * facts.sampling_rate)
         return (self.windowing.core + self.windowing.context) * facts.hop_length
+
+
+def _windowing(
+    facts: CodecFacts, reach: int | None, chunk_length_s: float | None, context_s: float | None
+) -> Windowing | None:
+    """Windows asked for, or those that memory wants where they change nothing; None for the whole clip at once."""
+    if chunk_length_s is None and context_s is None and reach is None:
+        return None
+    length = DEFAULT_WINDOW_S if chunk_length_s is None else chunk_length_s
+    return Windowing.from_seconds(facts, length, context_s or 0.0, reach)
 
 
 class _Rereader:
@@ -241,11 +243,19 @@ class _Rereader:
         return taken
 
 
-def decode_clip(codec: AudioCodec, found: LayoutCodes, length: int | None = None) -> Iterator[Tensor]:
+def decode_clip(
+    codec: AudioCodec,
+    found: LayoutCodes,
+    length: int | None = None,
+    chunk_length_s: float | None = None,
+    context_s: float | None = None,
+) -> Iterator[Tensor]:
     """Codes of one clip → its waveform in pieces `[C, samples]` on the CPU.
 
     Args:
         length: samples of the clip at the input rate; None for all that the frames hold.
+        chunk_length_s, context_s: windows; None for the whole clip at once, or windows that change nothing where the
+            decoder's reach is finite. Elsewhere windows bound the memory, and change the audio.
 
     Raises:
         CodesError: no clip of `length` samples has so many frames.
@@ -260,10 +270,11 @@ def decode_clip(codec: AudioCodec, found: LayoutCodes, length: int | None = None
             f"{facts.held_samples(num_frames)} samples."
         )
     left = facts.num_samples(num_frames) if length is None else facts.output_length(length)
-    windowing = Windowing(max(num_frames, 1), 0)
-    if facts.decoder_reach_samples is not None:
-        core = Windowing.from_seconds(facts, DEFAULT_WINDOW_S, 0.0, None).core
-        windowing = Windowing(core, reach_frames(facts, facts.decoder_reach_samples))
+    windowing = _windowing(facts, facts.decoder_reach_samples, chunk_length_s, context_s)
+    if windowing is None:
+        windowing = Windowing(max(num_frames, 1), 0)
+    elif facts.tail_samples:  # a piece ends so much before its last frame does
+        windowing = replace(windowing, context=max(windowing.context, reach_frames(facts, facts.tail_samples)))
     for piece in decode_windows(facts, num_frames, windowing, _frame_decoder(codec, found)):
         yield piece[:, :left]
         left = max(0, left - piece.shape[1])

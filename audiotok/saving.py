@@ -134,12 +134,14 @@ def model_card(tokenizer: AudioTokenizer) -> str:
 
     facts = tokenizer.codec.facts
     family = next(f for f in FAMILIES.values() if f.model_type == tokenizer.codec.config.model_type)
+    latency = getattr(tokenizer.codec.config, "latency_ms", None)
     rows = {
         "sampling rate": f"{facts.sampling_rate} Hz, {facts.channels} channel{'s' * (facts.channels > 1)}",
         "frames": f"{float(facts.frame_rate):g} a second (hop {facts.hop_length} samples)",
         "codebooks": ", ".join(f"{size:,}" for size in facts.codebook_sizes),
         "bits a second": f"{facts.bits_per_second():.0f}",
         "layout, ids a second": f"{tokenizer.layout.name}, {float(facts.ids_per_second(tokenizer.layout.name)):g}",
+        **({"latency": f"{latency:g} ms (causal)"} if latency is not None else {}),
         "parameters": f"{tokenizer.codec.num_parameters():,}",
         "fingerprint": f"`{tokenizer.fingerprint}`",
     }

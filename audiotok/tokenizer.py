@@ -316,10 +316,24 @@ class AudioTokenizer:
             raise OptionError(f"lengths holds {len(lengths)} numbers for {len(batch)} clips: give one length a clip.")
         return [self.decode(ids, length) for ids, length in zip(batch, lengths, strict=True)]
 
-    def decode_blocks(self, ids: Any, length: int | Tensor | None = None) -> Iterator[Tensor]:
-        """`decode` piece by piece `[C, <= window]`, for hours of audio in bounded memory."""
+    def decode_blocks(
+        self,
+        ids: Any,
+        length: int | Tensor | None = None,
+        *,
+        chunk_length_s: float | None = None,
+        context_s: float | None = None,
+    ) -> Iterator[Tensor]:
+        """`decode` piece by piece `[C, <= window]`, for hours of audio in bounded memory.
+
+        Args:
+            chunk_length_s, context_s: the pieces, and what is decoded with each on both sides. Not needed where
+                `facts.decoder_reach_samples` is finite, and without effect on the audio there; elsewhere a clip is
+                decoded whole unless this asks for windows, which change the audio.
+        """
         found: LayoutCodes = self.layout.ids_to_codes(self._without_specials(as_ids(ids)))
-        yield from decode_clip(self.codec, found, None if length is None else int(length))
+        samples = None if length is None else int(length)
+        yield from decode_clip(self.codec, found, samples, chunk_length_s, context_s)
 
     def _without_specials(self, ids: np.ndarray) -> np.ndarray:
         """Cut start and end tokens, and padding behind, from the ids of one clip."""

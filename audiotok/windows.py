@@ -27,7 +27,8 @@ from torch import Tensor
 from audiotok.errors import OptionError
 
 if TYPE_CHECKING:
-    from audiotok.codec import AudioCodec, CodecFacts, CodecOutput
+    from audiotok.codec import AudioCodec, CodecOutput
+    from audiotok.facts import CodecFacts
 
 # Cores of windows that are chosen for memory's sake alone.
 DEFAULT_WINDOW_S = 30.0

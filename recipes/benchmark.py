@@ -4,7 +4,7 @@
     python -m audiotok.recipes.benchmark auv-mini --quick
 
 Four tables: codecs, encoding and decoding clips of equal and of ragged lengths beside a plain eager implementation of
-the same graph (see `benchmark_plain`); layouts, ids per second beside a memory copy of the same bytes and a Python
+the same graph (see `recipes.plain`); layouts, ids per second beside a memory copy of the same bytes and a Python
 loop; memory per minute of audio; and what a lower precision or compilation saves and how many codes it changes.
 
 Codes are compared in the same run: those of audiotok must equal the codes of each clip encoded alone. This is no
@@ -55,6 +55,8 @@ EXAMPLES = """Examples:
   python -m audiotok.recipes.benchmark --quick
 
   python -m audiotok.recipes.benchmark auv-mini --data corpus/test --batches 1,8,32 --json speed.json
+
+  python -m audiotok.recipes.benchmark melcap-full apcodec-full vrvq-full qincodec-full --batches 1,4 --no-layouts
 
   python -m audiotok.recipes.benchmark auv-full --device cuda --no-memory --markdown gpu.md
 """
@@ -240,7 +242,7 @@ def _layout_table(report: Report) -> Table:
         for row in report.layouts
     ]
     header = "layout|codes to ids|ids to codes|copy|Python loop|to ids over copy|to codes over copy|codes equal"
-    return Table("Layouts, million ids per second", header.split("|"), rows)
+    return Table("Layouts, million ids per second of CPU time", header.split("|"), rows)
 
 
 # Command line
@@ -250,7 +252,7 @@ def run(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            help=f"{FULL}, {MINI}, a training config (.yaml) or the name of an AUV tokenizer; default both."
+            help=f"{', '.join(FULL)}, {MINI}, a training config (.yaml), or what from_pretrained takes; default auv."
         ),
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of recordings; synthetic clips without it.")] = None,
@@ -276,7 +278,7 @@ def run(
     settings = Settings(_numbers(batches), seconds, repeats, threads, seed=seed)
     settings = settings.quick() if quick else settings
     report, progress = Report(_about(settings, data, device)), Console(stderr=True)
-    chosen = models or [FULL, MINI]
+    chosen = models or ["auv-full", MINI]
     for done in benchmark(report, chosen, settings, data, device, layouts, memory, precision, compiled):
         progress.print(done, style="dim", highlight=False)
     found = tables(report)

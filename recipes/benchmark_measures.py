@@ -1,7 +1,7 @@
 """What the benchmark measures: codecs beside a plain rival, layouts beside a memory copy, memory, precision.
 
 Rivals run in turn (A B B A ...) in one process, so that a machine that is busy with something else slows both, and
-medians are kept. Times are wall seconds; CPU seconds stand beside them.
+medians are kept. Times are wall seconds with CPU seconds beside them; layouts count CPU seconds alone.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ import torch
 from torch import Tensor
 
 from audiotok import AudioCodec, AudioTokenizer, AudioVocabulary, AuvModel
-from audiotok.errors import OptionError
+from audiotok.codec import CodecOutput
+from audiotok.encoding import ClipCodes
 from audiotok.layouts import get_layout
 from audiotok.recipes.benchmark_models import Waveform, load_tokenizer, synthetic_clips
-from audiotok.recipes.benchmark_plain import PlainAuv
+from audiotok.recipes.plain import PlainCodec, plain_rival
 
 # Audio of a clip in a batch may differ from that of the clip alone by this much (rounding).
 AUDIO_ATOL = 1e-5
@@ -105,12 +106,10 @@ def measure_codec(
     """Encode and decode each workload.
 
     Args:
-        tokenizer: of an AUV codec, the family that the plain rival knows.
+        tokenizer: of a family that has a plain rival.
         workloads: "equal" and "ragged" → lists of clips that are handed over at once.
     """
-    if not isinstance(tokenizer.codec, AuvModel):
-        raise OptionError(f"{name} is of class {type(tokenizer.codec).__name__}: the plain rival runs AUV only.")
-    plain = PlainAuv(tokenizer.codec)
+    plain = plain_rival(tokenizer.codec)
     for lengths, batches in workloads.items():
         for clips in batches:
             for direction, measure in (("encode", _encode_runs), ("decode", _decode_runs)):
@@ -136,32 +135,41 @@ def measure_codec(
 Runs = dict[str, Callable[[], list[np.ndarray]]]
 
 
-def _encode_runs(tokenizer: AudioTokenizer, plain: PlainAuv, clips: list[Waveform]) -> tuple[Runs, list[np.ndarray]]:
+def _encode_runs(tokenizer: AudioTokenizer, plain: PlainCodec, clips: list[Waveform]) -> tuple[Runs, list[np.ndarray]]:
     """What is compared, and the codes of each clip alone."""
     rate, device = tokenizer.sampling_rate, tokenizer.codec.device
 
     def batched() -> list[np.ndarray]:
-        return [c.codes for c in tokenizer.encode_audio(clips, rate, batch_size=len(clips), certify=False)]
+        return _marked(tokenizer.encode_audio(clips, rate, batch_size=len(clips), certify=False))
 
     runs: Runs = {
-        "ours": lambda: [c.codes for c in tokenizer.encode_audio(clips, rate)],
+        "ours": lambda: _marked(tokenizer.encode_audio(clips, rate)),
         "plain": lambda: _arrays(plain.encode([torch.from_numpy(clip).to(device) for clip in clips])),
         "batched": batched,
     }
     return runs, encode_alone(tokenizer.codec, clips)
 
 
-def _decode_runs(tokenizer: AudioTokenizer, plain: PlainAuv, clips: list[Waveform]) -> tuple[Runs, list[np.ndarray]]:
+def _marked(clips: Sequence[ClipCodes]) -> list[np.ndarray]:
+    """Codes `[Q, T]`, -1 where a frame has none of a codebook."""
+    return [
+        c.codes if c.depths is None else np.where(np.arange(len(c.codes))[:, None] < c.depths, c.codes, -1)
+        for c in clips
+    ]
+
+
+def _decode_runs(tokenizer: AudioTokenizer, plain: PlainCodec, clips: list[Waveform]) -> tuple[Runs, list[np.ndarray]]:
     """What is compared, and the audio of each clip alone."""
     codec, lengths = tokenizer.codec, [len(clip) for clip in clips]
     codes = [torch.from_numpy(rows).to(codec.device) for rows in encode_alone(codec, clips)]
-    ids = [tokenizer.codes_to_ids(rows) for rows in codes]
+    ids = [_ids(tokenizer, rows) for rows in codes]
     longest = max(rows.shape[1] for rows in codes)
-    padded = torch.stack([torch.nn.functional.pad(rows, (0, longest - rows.shape[1])) for rows in codes])
+    padded = torch.stack([torch.nn.functional.pad(rows, (0, longest - rows.shape[1]), value=-1) for rows in codes])
 
     @torch.inference_mode()
     def decode(rows: Tensor, samples: list[int]) -> list[np.ndarray]:
-        audio = codec.decode(rows, lengths=samples).cpu().numpy()
+        given = CodecOutput(audio_codes=rows.clamp_min(0), audio_codes_mask=rows >= 0)
+        audio = codec.decode(given, lengths=samples).cpu().numpy()
         return [wave[0, :n] for wave, n in zip(audio, samples, strict=True)]
 
     runs: Runs = {
@@ -172,14 +180,20 @@ def _decode_runs(tokenizer: AudioTokenizer, plain: PlainAuv, clips: list[Wavefor
     return runs, [decode(rows[None], [n])[0] for rows, n in zip(codes, lengths, strict=True)]
 
 
+def _ids(tokenizer: AudioTokenizer, codes: Tensor) -> list[int]:
+    depths = (codes >= 0).sum(dim=0) if tokenizer.codec.facts.variable_depth else None
+    return tokenizer.codes_to_ids(codes.clamp_min(0), depths)
+
+
 @torch.inference_mode()
 def encode_alone(codec: AudioCodec, clips: Sequence[Waveform]) -> list[np.ndarray]:
-    """Codes `[Q, T]` of each clip in the canonical shape: alone, float32."""
+    """Codes `[Q, T]` of each clip in the canonical shape: alone, float32; -1 where a frame has none of a codebook."""
     codes = []
     for clip in clips:
         values = torch.from_numpy(clip)[None, None].to(codec.device)
         mask = torch.ones(1, len(clip), dtype=torch.long, device=codec.device)
-        codes.append(codec.encode(values, mask).audio_codes[0].cpu().numpy())
+        found = codec.encode(values, mask)
+        codes.append(found.audio_codes.where(found.audio_codes_mask, -1)[0].cpu().numpy())
     return codes
 
 
@@ -203,7 +217,7 @@ def _differing(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> i
 
 @dataclass(frozen=True)
 class LayoutRow:
-    """Ids per second of one layout, there and back, and of a copy of as many ids and a Python loop over them."""
+    """Ids per CPU second of one layout, there and back, of a copy of as many ids, and of a Python loop over them."""
 
     layout: str
     codebooks: int
@@ -259,7 +273,8 @@ def _layout_row(layout: Any, codes: Any, depths: np.ndarray | None, repeats: int
         repeats,
     )
     count = {"to_ids": ids.size, "to_codes": ids.size, "copy": ids.size, "loop": len(some)}
-    rates = {key: count[key] / timing.wall for key, timing in times.items()}
+    # CPU time: one pass takes milliseconds, and other work on the machine would show in the wall clock.
+    rates = {key: count[key] / timing.cpu for key, timing in times.items()}
     equal = all(np.array_equal(a, b) for a, b in pairs)
     return LayoutRow(layout.name, len(codes), ids.size, **rates, equal=equal)
 
@@ -307,8 +322,8 @@ def _memory_of(name: str, direction: str, seconds: float, threads: int) -> tuple
         else:
             frames = tokenizer.codec.facts.num_frames(round(length * rate))
             sizes = tokenizer.codec.facts.codebook_sizes
-            codes = np.stack([np.arange(frames) * 7919 % size for size in sizes])
-            tokenizer.decode(tokenizer.codes_to_ids(codes))
+            codes = torch.from_numpy(np.stack([np.arange(frames) * 7919 % size for size in sizes]))
+            tokenizer.decode(_ids(tokenizer, codes))
         found.append(peak_memory())
     return found[0], found[1], found[2]
 
@@ -403,7 +418,9 @@ def _variants(codec: AudioCodec, compiled: bool) -> dict[str, Callable[[], Varia
 
 
 def _compiled(codec: AudioCodec) -> AudioCodec:
-    """The blocks of the encoder; the front end gains nothing and its spectra are not compiled well."""
+    """The blocks of AUV's encoder; the front end gains nothing and its spectra are not compiled well."""
+    if not isinstance(codec, AuvModel):
+        raise RuntimeError(f"which parts of {type(codec).__name__} to compile was not worked out")
     model = copy.deepcopy(codec)
     model.encoder.backbone.compile(dynamic=True)
     return model

@@ -1,8 +1,8 @@
 """What is benchmarked: codecs by name, with trained or drawn weights, and clips, recorded or synthetic.
 
-`auv-full` and any training config (`*.yaml`) get weights drawn from a seed: speed and rounding do not need trained
-ones. They are drawn so that codes are as spread as those of a trained codec: the projected latents are centred on
-the codebook, and batch norms have statistics of their own.
+`auv-full`, `melcap-full` and so on, and any training config (`*.yaml`), get weights drawn from a seed: speed and
+rounding do not need trained ones. They are drawn so that codes are as spread as those of a trained codec: the
+projected latents are centred on the codebooks, and norms have statistics and gains of their own.
 """
 
 from __future__ import annotations
@@ -13,17 +13,25 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
-from audiotok import AudioTokenizer, AutoAudioTokenizer, AuvAudioTokenizer, AuvConfig, AuvModel
+from audiotok import AudioCodec, AudioTokenizer, AutoAudioTokenizer
 from audiotok.audio import load_audio
-from audiotok.auto import bundled
-from audiotok.errors import AudioInputError, CheckpointNotFoundError
+from audiotok.auto import FAMILIES, bundled
+from audiotok.codec import CodecConfig
+from audiotok.codecs.melcap.modeling_melcap import GridQuantizer
+from audiotok.codecs.vrvq.autoencoder_vrvq import ImportanceSubnet
+from audiotok.errors import AudioInputError, CheckpointNotFoundError, check_choice
+from audiotok.nn.convnext import GlobalResponseNorm
+from audiotok.quantizers.successive import SuccessiveQuantizer
+from audiotok.quantizers.vector import FactorizedVectorQuantizer
 
 Waveform = np.ndarray
 """Mono, `[N]` float32."""
 
-FULL, MINI = "auv-full", "auv-mini"
+# The released configuration of each family, by the name of its benchmark.
+FULL = {f"{name}-full": name for name in sorted(FAMILIES)}
+MINI = "auv-mini"
 MINI_CONFIG = Path(__file__).parent / "configs" / "auv_mini.yaml"
 SUFFIXES = {".flac", ".wav", ".ogg", ".mp3", ".aiff", ".aif"}
 
@@ -32,43 +40,79 @@ def load_tokenizer(name: str, seed: int = 0) -> AudioTokenizer:
     """The tokenizer of a name.
 
     Args:
-        name: "auv-full", the released configuration with drawn weights; "auv-mini", the bundled checkpoint or,
-            where it is not bundled, its training config with drawn weights; a training config; else whatever
-            `AutoAudioTokenizer` knows.
+        name: "auv-full", "melcap-full" and so on, a released configuration with drawn weights; "auv-mini", the
+            bundled checkpoint or, where it is not bundled, its training config with drawn weights; a training config;
+            else whatever `AutoAudioTokenizer` knows.
         seed: of drawn weights.
     """
-    if name == FULL:
-        return AuvAudioTokenizer(draw_auv(AuvConfig(), seed), name="auv-full, drawn weights")
+    if name in FULL:
+        return _drawn(FULL[name], FAMILIES[FULL[name]].load("Config")(), seed, name)
     if name == MINI and f"audiotok/{MINI}" not in bundled():
         name = str(MINI_CONFIG)
     if name.endswith((".yaml", ".yml")):
-        return AuvAudioTokenizer(draw_auv(_config_of(Path(name)), seed), name=f"{Path(name).stem}, drawn weights")
+        path = Path(name)
+        if not path.is_file():
+            raise CheckpointNotFoundError(f"There is no training config {path}.")
+        block = yaml.safe_load(path.read_text(encoding="utf-8"))["codec"]
+        family = block.get("family", "auv")
+        check_choice("codec.family", family, FAMILIES)
+        return _drawn(family, FAMILIES[family].load("Config")(**block["config"]), seed, path.stem)
     return AutoAudioTokenizer.from_pretrained(name)
 
 
-def _config_of(path: Path) -> AuvConfig:
-    """The codec of a training config."""
-    if not path.is_file():
-        raise CheckpointNotFoundError(f"There is no training config {path}.")
-    return AuvConfig(**yaml.safe_load(path.read_text(encoding="utf-8"))["codec"]["config"])
+def _drawn(family: str, config: CodecConfig, seed: int, name: str) -> AudioTokenizer:
+    return FAMILIES[family].load("AudioTokenizer")(draw_codec(config, seed), name=f"{name}, drawn weights")
 
 
 @torch.no_grad()
-def draw_auv(config: AuvConfig, seed: int = 0) -> AuvModel:
-    """An `AuvModel` in eval mode with weights drawn from `seed`, and codes spread over the codebook."""
+def draw_codec(config: CodecConfig, seed: int = 0) -> AudioCodec:
+    """A codec in eval mode with weights drawn from `seed`, and codes spread over the codebooks."""
+    family = next(f for f in FAMILIES.values() if f.model_type == config.model_type)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        codec = AuvModel(config).eval()
+        codec = family.load("Model")(config).eval()
         for module in codec.modules():
             if isinstance(module, nn.BatchNorm1d):
                 module.running_mean.uniform_(-0.2, 0.2)
                 module.running_var.uniform_(0.7, 1.3)
-    clips = synthetic_clips([2.0] * 4, config.sampling_rate, seed)
-    latents = codec.latents(torch.from_numpy(np.stack(clips))[:, None])
-    for stage in codec.quantizer.stages:
-        if not isinstance(stage.in_proj, nn.Identity):
-            stage.in_proj.bias -= stage.in_proj(latents.transpose(1, 2)).mean(dim=(0, 1))
+            elif isinstance(module, GlobalResponseNorm):  # it starts as the identity
+                module.gamma.uniform_(-0.5, 0.5)
+                module.beta.uniform_(-0.1, 0.1)
+    clips = np.stack(synthetic_clips([2.0] * 4, config.facts.sampling_rate, seed))[:, None]
+    spread_codes(codec, torch.from_numpy(clips).repeat(1, config.facts.channels, 1))
     return codec
+
+
+@torch.no_grad()
+def spread_codes(codec: AudioCodec, probe: Tensor) -> None:
+    """Shift what the codebooks are searched with to mean zero: the codes of drawn weights become diverse.
+
+    Args:
+        probe: `[B, C, N]`, what the means are taken of.
+    """
+    for stage in codec.modules():
+        if isinstance(stage, GridQuantizer):  # searched with what the encoder ends in, without a projection
+            codec.encoder.latent_proj.bias -= stage.project_in(codec.latents(probe)).mean(dim=(0, 2))
+        elif isinstance(stage, FactorizedVectorQuantizer) and not isinstance(stage.in_proj, nn.Identity):
+            stage.in_proj.bias -= _seen(codec, stage.in_proj, probe).flatten(0, -2).mean(dim=0)
+        elif isinstance(stage, ImportanceSubnet):  # from hardly to fully important, so that frames show every depth
+            last = stage.stages[-1].conv
+            logits = _seen(codec, last, probe)
+            scale = 1 / logits.std()
+            last.weight_g *= scale
+            last.bias.copy_(scale * (last.bias - logits.mean()))
+        elif isinstance(stage, SuccessiveQuantizer):
+            vectors = codec.latents(probe).transpose(1, 2).flatten(0, 1)
+            stage.set_normalization(vectors.mean(dim=0), vectors.std())
+
+
+def _seen(codec: AudioCodec, module: nn.Module, probe: Tensor) -> Tensor:
+    """What a module puts out while `probe` is encoded."""
+    outputs: list[Tensor] = []
+    hook = module.register_forward_hook(lambda _, inputs, output: outputs.append(output))
+    codec.encode(probe)
+    hook.remove()
+    return outputs[0]
 
 
 def synthetic_clips(seconds: Sequence[float], sampling_rate: int, seed: int = 0) -> list[Waveform]:

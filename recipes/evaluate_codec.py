@@ -76,7 +76,7 @@ def evaluate(
     cache_folder: Path | None = None,
     progress: Callable[[Sequence[Clip]], Iterable[Clip]] = iter,
 ) -> Evaluation:
-    """Score `tokenizer`, its codec without the quantizer (AUV) and the baselines on `clips`.
+    """Score `tokenizer`, its codec without the quantizer (where it decodes latents) and the baselines on `clips`.
 
     Args:
         tokenizer: of a mono codec.
@@ -96,8 +96,8 @@ def evaluate(
     evaluation.code_ranges = {group: code_ranges(tokenizer, GROUPS[group].codec_domain) for group in GROUPS}
     evaluation.code_ranges[ALL] = code_ranges(tokenizer)
     evaluation.not_run = {b.name: reason for b in baselines if (reason := b.why_unavailable())}
-    if not isinstance(tokenizer.codec, AuvModel):
-        evaluation.not_run[_continuous(model)] = "only AUV codecs decode latents that were never quantized"
+    if not hasattr(tokenizer.codec, "decode_latents"):
+        evaluation.not_run[_continuous(model)] = f"{type(tokenizer.codec).__name__} decodes nothing but codes"
     present = [b for b in baselines if b.name not in evaluation.not_run]
     for clip in progress(evaluation.clips):
         recording = load_audio(clip.path, target_rate=facts.sampling_rate, channels=1, downmix="mean")
@@ -117,7 +117,7 @@ def _score_model(
     result, books = through_ids(tokenizer, waveform, GROUPS[clip.group].codec_domain)
     evaluation.scores.append(score(clip, model, reference, result, rate))
     evaluation.codes.setdefault(clip.group, []).append(books)
-    if isinstance(tokenizer.codec, AuvModel):
+    if hasattr(tokenizer.codec, "decode_latents"):
         result = through_latents(tokenizer, waveform)
         evaluation.scores.append(score(clip, _continuous(model), reference, result, rate))
 
@@ -136,6 +136,8 @@ def through_ids(tokenizer: AudioTokenizer, waveform: Waveform, domain: str) -> t
         books = [row[clip.depths > q] for q, row in enumerate(books)]
     spans = code_ranges(tokenizer, domain)
     bits = sum(len(codes) * math.log2(stop - start) for codes, (start, stop) in zip(books, spans, strict=False))
+    if clip.depths is not None:  # who decodes must be told them
+        bits += len(clip.depths) * math.log2(len(books))
     return Reconstruction(audio[0].cpu().numpy(), bits * tokenizer.sampling_rate / len(waveform)), books
 
 

@@ -1,7 +1,7 @@
 """How far rounding moves the codes of a codec: the measurement behind `AudioCodec.margin_bounds`.
 
     python -m audiotok.recipes.measure_margins auv-mini --data corpus/test
-    python -m audiotok.recipes.measure_margins random-full --minutes 20 --json margins.json
+    python -m audiotok.recipes.measure_margins auv-full --minutes 20 --json margins.json
 
 Each clip is encoded alone (batch 1, one thread, float32: the canonical shape), and then in every other shape in which
 it may meet the same model: padded, in batches of equal and of ragged lengths, with two threads, and in windows where
@@ -34,7 +34,6 @@ from torch import Tensor
 from audiotok import AudioCodec, AuvModel
 from audiotok.recipes import command_line as cli
 from audiotok.recipes.benchmark_models import (
-    FULL,
     Waveform,
     cut_to_equal,
     load_tokenizer,
@@ -248,7 +247,9 @@ def table(movements: Sequence[Movement]) -> Table:
 
 
 def run(
-    name: Annotated[str, typer.Argument(help="Tokenizer, training config (.yaml), or random-full: drawn weights.")],
+    name: Annotated[
+        str, typer.Argument(help="Tokenizer, training config (.yaml), or auv-full and so on: drawn weights.")
+    ],
     data: Annotated[Path | None, typer.Option(help="Folder of recordings; synthetic clips without it.")] = None,
     minutes: Annotated[float, typer.Option(help="Begin no further group of 16 clips after this time.")] = 5.0,
     seconds: Annotated[float, typer.Option(min=0.1, help="Length of the longest clip.")] = 8.0,
@@ -260,7 +261,7 @@ def run(
 ) -> None:
     """Measure how far rounding moves codes, and print the bound for `AudioCodec.margin_bounds`."""
     cli.check_outputs([json_file], overwrite)
-    codec = load_tokenizer(FULL if name == "random-full" else name, seed).to(device).codec
+    codec = load_tokenizer(name, seed).to(device).codec
     rate, progress = codec.facts.sampling_rate, Console(stderr=True)
     if data is not None:
         clips = recorded_clips(data, limit, seconds, rate, seed)

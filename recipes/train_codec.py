@@ -33,7 +33,7 @@ from audiotok.recipes.training.config import TrainConfig, load_config, to_dict
 from audiotok.recipes.training.corpus import default_cache, hold_out, open_corpus
 from audiotok.recipes.training.data import CropDataset, batch_loader, validation_set
 from audiotok.recipes.training.discriminators import Adversary
-from audiotok.recipes.training.distillation import Distillation
+from audiotok.recipes.training.distillation import Distillation, load_codec_teacher
 from audiotok.recipes.training.latents import collect_latents
 from audiotok.recipes.training.objective import Objective, forward_options, takes_noise, weighted_sum
 from audiotok.recipes.training.reporting import RunningMeans, RunReport, loss_columns
@@ -102,6 +102,7 @@ class CodecTrainer:
         self.objective = Objective(self.sampling_rate).to(self.accelerator.device)
         self.adversary: Adversary | None = None
         self.distillation: Distillation | None = None
+        self.codec_teacher: AudioCodec | None = None
 
     def _check_stages(self, codec: AudioCodec) -> None:
         """A stage with noise instead of a search needs a codec that can do without one."""
@@ -207,11 +208,18 @@ class CodecTrainer:
         """What happens once, before a stage's first step."""
         if moment.weighs("adversarial", "feature_matching") and self.adversary is None:
             self._build_part("adversary")
-        if moment.weighs("distillation") and self.distillation is None:
-            self._build_part("distillation")
+        if moment.weighs("distillation"):
+            self._engage_teachers()
         if self.book and moment.stage.fit_codebook and moment.stage.name not in self.progress.fitted_stages:
             self._fit_book(self.book)
             self.progress.fitted_stages.append(moment.stage.name)
+
+    def _engage_teachers(self) -> None:
+        section = self.config.distillation
+        if section.codec and self.codec_teacher is None:
+            self.codec_teacher = load_codec_teacher(section.codec, self.codec)  # frozen: no part of a checkpoint
+        elif section.teachers and self.distillation is None:
+            self._build_part("distillation")
 
     def _fit_book(self, book: MovingAverageBook) -> None:
         """k-means on latents of training crops; the first process fits, the others receive its rows."""
@@ -230,7 +238,10 @@ class CodecTrainer:
         self.model.train()
         audio, domains = batch["input_values"].to(self.accelerator.device), batch["domain"]
         with self.accelerator.accumulate(*self._networks()):
-            out = self.model(audio, **forward_options(self.codec, domains, self._noise(moment, len(audio))))
+            options = forward_options(self.codec, domains, self._noise(moment, len(audio)))
+            if self.codec_teacher is not None and moment.weighs("distillation"):
+                options["distillation_targets"] = self.codec.distillation_targets(self.codec_teacher, audio)
+            out = self.model(audio, **options, **moment.stage.forward)
             z = self.codec.quantizer.project_in(out.latents) if self.book or moment.weighs("spread") else None
             terms = self.objective(out, audio, z, moment.stage.loss_weights)
             terms |= self._criticism(audio, out.audio_values, moment)

@@ -11,12 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from hypothesis import settings
 
 # Same examples in every run and no deadline: a slow machine is not a bug. To search further:
 # pytest --hypothesis-profile=default
 settings.register_profile("audiotok", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("audiotok")
+
+# As the child processes of tests, and as `make` sets it: the last bits of a sound may depend on the number of threads.
+torch.set_num_threads(1)
 
 WriteAudio = Callable[..., Path]
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import typer
+from conformance.codecs_table import PUBLISHED, clip, shared_codec, tokenizer_of
 from typer.testing import CliRunner
 
 from audiotok import AuvAudioTokenizer, AuvConfig
@@ -26,8 +27,8 @@ from audiotok.recipes.benchmark_measures import (
     measure_precision,
     peak_memory,
 )
-from audiotok.recipes.benchmark_models import cut_to_equal, draw_auv, load_tokenizer, recorded_clips, synthetic_clips
-from audiotok.recipes.benchmark_plain import PlainAuv
+from audiotok.recipes.benchmark_models import cut_to_equal, draw_codec, load_tokenizer, recorded_clips, synthetic_clips
+from audiotok.recipes.plain.auv import PlainAuv
 
 TINY = str(Path(bench.__file__).parent / "configs" / "auv_tiny_test.yaml")
 HEADS = {"num_layers": 2, "num_attention_heads": 3, "head_dim": 8, "conv_kernel_size": 7}
@@ -116,7 +117,7 @@ def test_a_wrong_code_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_plain_rival_gives_the_same_codes_and_audio(name: str) -> None:
-    codec = draw_auv(AuvConfig(**{**SMALL, **CONFIGS[name]}))
+    codec = draw_codec(AuvConfig(**{**SMALL, **CONFIGS[name]}))
     clips = synthetic_clips([0.3, 0.11, 0.203, 0.002], codec.config.sampling_rate)
     plain = PlainAuv(codec)
     expected = encode_alone(codec, clips)
@@ -129,10 +130,32 @@ def test_plain_rival_gives_the_same_codes_and_audio(name: str) -> None:
             torch.testing.assert_close(audio, alone, atol=1e-5, rtol=0)
 
 
-def test_only_auv_has_a_plain_rival() -> None:
+WITHOUT_RIVAL = {"apcodec_causal": "causal", "qincodec_rq": '"rq"'}
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name not in WITHOUT_RIVAL])
+def test_every_family_has_a_rival_with_the_same_codes_and_audio(name: str) -> None:
+    """Ragged clips, encoded and decoded by the tokenizer, by its codec in one batch, and by the rival."""
+    codec = shared_codec(name)
+    rate = codec.facts.sampling_rate
+    clips = [clip(codec.facts, samples, seed=samples)[0] for samples in (rate // 2, rate // 5 + 3, 40)]
+    for row in measure_codec(name, tokenizer_of(codec), {"ragged": [clips]}, 1):
+        assert row.ours_equal, row.direction
+        assert row.plain_differing <= row.total / 500, row.direction  # a near-tie may fall the other way
+        assert row.batched_differing <= row.total / 500, row.direction
+        assert row.total > 0
+
+
+@pytest.mark.parametrize(("name", "reason"), WITHOUT_RIVAL.items())
+def test_variants_that_nobody_published_are_refused(name: str, reason: str) -> None:
+    with pytest.raises(OptionError, match=reason):
+        next(measure_codec(name, tokenizer_of(shared_codec(name)), {}, 1))
+
+
+def test_a_codec_without_a_rival_is_refused() -> None:
     tokenizer = load_tokenizer(TINY)
     tokenizer.codec = torch.nn.Linear(1, 1)
-    with pytest.raises(OptionError, match="Linear"):
+    with pytest.raises(OptionError, match=r"Linear has no plain rival.*AuvModel"):
         next(measure_codec("x", tokenizer, {}, 1))
 
 
@@ -142,7 +165,7 @@ def test_only_auv_has_a_plain_rival() -> None:
 def test_drawn_weights_are_the_same_for_the_same_seed_and_use_the_codebook() -> None:
     config = AuvConfig(**{**SMALL, **CONFIGS["released structure"]})
     state = torch.get_rng_state()
-    first, second, other = draw_auv(config, 1), draw_auv(config, 1), draw_auv(config, 2)
+    first, second, other = draw_codec(config, 1), draw_codec(config, 1), draw_codec(config, 2)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert not torch.equal(first.quantizer.stages[0].codebook.weight, other.quantizer.stages[0].codebook.weight)
@@ -276,7 +299,7 @@ def test_every_shape_gives_the_codes_of_each_clip() -> None:
 
 
 def test_a_shape_that_is_not_masked_would_be_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    codec = draw_auv(AuvConfig(**{**SMALL, **CONFIGS["released structure"]}))
+    codec = draw_codec(AuvConfig(**{**SMALL, **CONFIGS["released structure"]}))
     monkeypatch.setattr("audiotok.codecs.auv.modeling_auv.valid_frames", lambda frames, device: None)
     (found,) = margins.measure(codec, synthetic_clips([0.5, 0.2], 8000), minutes=1)
     assert next(m for m in found if m.shape == "batch of 2, ragged").flip_margins

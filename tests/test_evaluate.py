@@ -250,7 +250,10 @@ def test_ids_give_what_the_tokenizer_gives_and_latents_another_signal(tokenizer:
 
 
 def test_codes_that_a_frame_does_not_use_are_not_counted() -> None:
-    """A codec of variable depth: three books of 4, 8 and 16 entries, two frames of depth 1 and 3."""
+    """A codec of variable depth: three books of 4, 8 and 16 entries, two frames of depth 1 and 3.
+
+    Which of three depths a frame has is told too.
+    """
     codes = np.array([[1, 2], [0, 7], [0, 9]])
     fake = SimpleNamespace(
         codec=SimpleNamespace(encode_options=(), facts=SimpleNamespace(codebook_sizes=(4, 8, 16))),
@@ -261,13 +264,13 @@ def test_codes_that_a_frame_does_not_use_are_not_counted() -> None:
     )
     result, books = evaluate_codec.through_ids(fake, np.zeros(RATE, np.float32), "speech")
     assert [book.tolist() for book in books] == [[1, 2], [7], [9]]
-    assert result.bits_per_second == 2 * 2 + 3 + 4
+    assert result.bits_per_second == pytest.approx(2 * 2 + 3 + 4 + 2 * math.log2(3))
 
 
 def test_other_codecs_say_that_their_ceiling_is_not_known(tokenizer: AudioTokenizer) -> None:
     other = SimpleNamespace(codec=SimpleNamespace(facts=tokenizer.codec.facts))
     found = evaluate_codec.evaluate(other, [], "other", baselines=[])
-    assert "only AUV" in found.not_run["other (continuous)"]
+    assert "nothing but codes" in found.not_run["other (continuous)"]
     stereo = SimpleNamespace(codec=SimpleNamespace(facts=SimpleNamespace(channels=2)))
     with pytest.raises(AudioInputError, match="other has 2 channels"):
         evaluate_codec.evaluate(stereo, [], "other")

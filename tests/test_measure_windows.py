@@ -16,7 +16,7 @@ from audiotok import AuvAudioTokenizer, AuvConfig, AuvModel
 from audiotok.encoding import ClipCodes
 from audiotok.errors import AudioInputError, OptionError, OutputExistsError
 from audiotok.recipes import measure_windows
-from audiotok.recipes.benchmark_models import draw_auv, find_recordings, load_tokenizer, synthetic_clips
+from audiotok.recipes.benchmark_models import draw_codec, find_recordings, load_tokenizer, synthetic_clips
 from audiotok.recipes.measure_windows import Comparison, clips_of, measure, parse_windows, stated, table
 from audiotok.windows import WindowFlips
 
@@ -37,7 +37,7 @@ def attentive() -> AuvAudioTokenizer:
         encoder_config=stack,
         decoder_config=stack,
     )
-    return AuvAudioTokenizer(draw_auv(config), name="attentive")
+    return AuvAudioTokenizer(draw_codec(config), name="attentive")
 
 
 @torch.inference_mode()

@@ -25,9 +25,9 @@ from transformers import (
 )
 
 from audiotok import AutoAudioTokenizer, AuvAudioTokenizer
-from audiotok.codec import CodecFacts
 from audiotok.encoding import ClipCodes
 from audiotok.errors import EmptyAudioError, OptionError
+from audiotok.facts import CodecFacts
 from audiotok.tokenizer import AudioTokenizer
 
 RATE = 16_000

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from audiotok.codec import CodecFacts, CodecOutput
+from audiotok.codec import CodecOutput
 from audiotok.errors import OptionError
+from audiotok.facts import CodecFacts
 from audiotok.windows import Windowing, decode_windows, encode_windows, reach_frames
 
 MONO = CodecFacts(sampling_rate=1000, output_sampling_rate=1000, channels=1, hop_length=10, codebook_sizes=(1 << 20,))

@@ -25,12 +25,15 @@ Examples:
   audiotok decode codes.parquet -o decoded/           many clips, named as they were
   audiotok decode ids.txt -o decoded --format ogg
   audiotok decode - -o - < ids.txt > talk.wav         pipes
+  audiotok decode hour.parquet -o hour.flac --chunk-length-s 30 --context-s 5     a codec that attends over the clip
   echo "17 4 2001" | audiotok decode - -t audiotok/auv-mini -o sound.wav
 
 \b
 The files name the tokenizer that made them, and its fingerprint is checked: ids of another one are refused.
 Lines of ids alone, without name and header, are decoded with the tokenizer that --tokenizer names.
 A clip that cannot be decoded is reported, the others go on, and the exit code is 4.
+Windows bound the memory; where the codec attends over the whole clip they change the sound, elsewhere they come unasked
+and change nothing.
 """
 
 
@@ -60,6 +63,8 @@ def decode(
     format: Annotated[
         str | None, typer.Option(metavar="NAME", help="wav, flac or ogg, for folders and stdout. Default: wav.")
     ] = None,
+    chunk_length_s: cli.ChunkLength = None,
+    context_s: cli.Context = None,
     force: Annotated[bool, typer.Option("--force", help="Decode what another tokenizer made.")] = False,
     device: cli.Device = None,
     overwrite: cli.Overwrite = False,
@@ -74,7 +79,7 @@ def decode(
         raise typer.BadParameter("stdout takes the sound: give a file to have --json.", param_hint="--output")
     with report.progress() as meter:
         clips = _open_all(files, TokenizerShelf(tokenizer, layout, device, force), report)
-        decoder = _Decoder(report, meter, overwrite)
+        decoder = _Decoder(report, meter, overwrite, {"chunk_length_s": chunk_length_s, "context_s": context_s})
         if output != "-" and is_folder_name(output):
             decoder.to_folder(clips, Path(output), format or "wav")
         else:
@@ -106,8 +111,8 @@ class _Decoder:
         done: what JSON says of each clip.
     """
 
-    def __init__(self, report: Report, meter: Meter, overwrite: bool) -> None:
-        self._report, self._meter, self._overwrite = report, meter, overwrite
+    def __init__(self, report: Report, meter: Meter, overwrite: bool, windows: dict[str, float | None]) -> None:
+        self._report, self._meter, self._overwrite, self._windows = report, meter, overwrite, windows
         self.done: list[dict[str, Any]] = []
 
     def to_folder(self, clips: Iterator[tuple[AudioTokenizer, StoredClip]], folder: Path, format: str) -> None:
@@ -151,7 +156,7 @@ class _Decoder:
         rate = facts.output_sampling_rate
         seconds = None if clip.audio_length is None else facts.output_length(clip.audio_length) / rate
         self._meter.begin(clip.id, seconds)
-        pieces = tokenizer.decode_blocks(clip.ids(tokenizer), clip.audio_length)
+        pieces = tokenizer.decode_blocks(clip.ids(tokenizer), clip.audio_length, **self._windows)
         first = next(pieces, None)
         if first is None:
             raise CodesError(f"The clip {clip.id!r} holds no ids: give at least those of one frame.")

@@ -15,7 +15,8 @@ from audiotok.cli.loading import load_tokenizer
 from audiotok.cli.reporting import Report, table
 
 if TYPE_CHECKING:
-    from audiotok.codec import AudioCodec, CodecFacts
+    from audiotok.codec import AudioCodec
+    from audiotok.facts import CodecFacts
     from audiotok.tokenizer import AudioTokenizer
 
 CONTEXTS = (4096, 8192, 32768)
@@ -104,6 +105,7 @@ def describe(tok: AudioTokenizer) -> dict[str, Any]:
         "bits_per_second": facts.bits_per_second(),
         "variable_depth": facts.variable_depth,
         "is_causal": facts.is_causal,
+        "latency_ms": getattr(codec.config, "latency_ms", None),
         "margin_bound": bound if math.isfinite(bound) else None,
         "batch_equals_alone": _batch_exactness(bound, f"{codec.device.type} {codec.dtype}"),
         "windows_equal_whole": _window_exactness(codec),
@@ -135,7 +137,7 @@ def _rows(data: dict[str, Any]) -> list[tuple[str, str]]:
         ("vocabulary", f"{data['vocab_size']:,} ids, the last 3 of them special"),
         ("ids a second", f"{most}{data['ids_per_second']:g}"),
         ("bits a second", f"{most}{data['bits_per_second']:,.0f}"),
-        ("causal", "yes" if data["is_causal"] else "no"),
+        ("causal", _causality(data)),
         ("batch = alone", data["batch_equals_alone"]),
         ("windows = whole", data["windows_equal_whole"]),
         *_flip_rows(data["window_flips"]),
@@ -145,6 +147,13 @@ def _rows(data: dict[str, Any]) -> list[tuple[str, str]]:
         ("  it knows", ", ".join(data["legal_options"]) or "none"),
         ("fingerprint", data["fingerprint"]),
     ]
+
+
+def _causality(data: dict[str, Any]) -> str:
+    if not data["is_causal"]:
+        return "no"
+    latency = data["latency_ms"]
+    return "yes" if latency is None else f"yes, samples come out {latency:g} ms after they went in"
 
 
 def _layout_table(layouts: list[dict[str, Any]]) -> Any:
@@ -164,6 +173,8 @@ def _layout_table(layouts: list[dict[str, Any]]) -> Any:
 def _batch_exactness(bound: float, where: str) -> str:
     if math.isinf(bound):
         return f"exact: no bound was measured on {where}, so each clip of a batch is encoded again alone"
+    if bound == 0:
+        return f"exact: each clip of a batch is computed by itself ({where})"
     return f"exact: certified, clips with a margin under {bound:g} are encoded again alone ({where})"
 
 

@@ -53,7 +53,7 @@ Options = Annotated[
 ]
 ChunkLength = Annotated[
     float | None,
-    typer.Option("--chunk-length-s", metavar="SECONDS", help="Encode window by window. Default: only where needed."),
+    typer.Option("--chunk-length-s", metavar="SECONDS", help="Work window by window. Default: only where needed."),
 ]
 Context = Annotated[
     float | None, typer.Option("--context-s", metavar="SECONDS", help="Of audio on each side of a window.")

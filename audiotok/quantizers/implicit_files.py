@@ -73,10 +73,13 @@ def convert(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[d
     expected = _expected(options)
     if scale is not None:
         tensors |= _statistics(expected, scale)
-    # The second table of step 0 was never used; without num_candidates no second table is.
-    unused = re.compile(r"^steps\.0\.substep\." if options["num_candidates"] else r"^steps\.\d+\.substep\.")
     rules = QINCO1_RULES + RULES if original else RULES
-    return options, convert_state_dict(tensors, rules, expected, derived=unused)
+    return options, convert_state_dict(tensors, rules, expected, derived=unused_tables(options["num_candidates"]))
+
+
+def unused_tables(num_candidates: int | None) -> re.Pattern[str]:
+    """Second tables that files may hold and nothing reads: of step 0, and of all steps without `num_candidates`."""
+    return re.compile(r"\bsteps\.0\.substep\." if num_candidates else r"\bsteps\.\d+\.substep\.")
 
 
 def qinco2_options(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from audiotok.quantizers.vector import Quantized, Range, ResidualVectorQuantizer, StageOutput
@@ -113,6 +114,10 @@ class VariableResidualQuantizer(ResidualVectorQuantizer):
             residual = residual - output
             total = total + (output if mask is None else mask[:, k, :, None].to(output.dtype) * output)
         return stages, total
+
+    def project_in(self, latents: Tensor) -> Tensor:
+        """Latents `[B, C, T]` → the directions that the first stage compares, unit vectors `[B, d, T]`."""
+        return F.normalize(super().project_in(latents), dim=1, eps=1e-12)
 
     def decode(self, codes: Tensor, mask: Tensor | None = None) -> Tensor:
         """Codes `[B, Q', T]` of the first Q' stages, of which `mask` `[B, Q', T]` are kept → `[B, C, T]`."""

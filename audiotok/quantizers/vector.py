@@ -196,11 +196,13 @@ class ResidualVectorQuantizer(nn.Module):
         ranges: Sequence[Range] | None = None,
         return_margins: bool = False,
         num_stages: int | None = None,
+        *,
+        valid: Tensor | None = None,
     ) -> Quantized:
         """Quantize latents `[B, C, T]` with the first `num_stages` stages (None: all).
 
-        `ranges` holds one range of codes a clip. Runs in float32 even under autocast: the nearest row must not
-        depend on the precision of the rest.
+        `ranges` holds one range of codes a clip; `valid` `[B, T]` bool marks the frames that count in the losses (None:
+        all). Runs in float32 even under autocast: the nearest row must not depend on the precision of the rest.
         """
         found: list[StageOutput] = []
         with torch.autocast(latents.device.type, enabled=False):
@@ -214,8 +216,8 @@ class ResidualVectorQuantizer(nn.Module):
             quantized=total.transpose(1, 2),
             codes=torch.stack([stage.codes for stage in found], dim=1),
             margins=torch.stack(margins, dim=1) if margins else None,
-            commitment=torch.stack([stage.commitment.mean() for stage in found]).sum(),
-            codebook=torch.stack([stage.codebook.mean() for stage in found]).sum(),
+            commitment=torch.stack([_mean(stage.commitment, valid) for stage in found]).sum(),
+            codebook=torch.stack([_mean(stage.codebook, valid) for stage in found]).sum(),
         )
 
     def project_in(self, latents: Tensor) -> Tensor:
@@ -240,3 +242,8 @@ class ResidualVectorQuantizer(nn.Module):
         """Codes `[B, Q, T]` (the first Q stages) → `[B, C, T]`."""
         rows = [self.in_order[q].lookup(codes[:, q]) for q in range(codes.shape[1])]
         return sum(rows[1:], start=rows[0]).transpose(1, 2)
+
+
+def _mean(losses: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean of `[B, T]` over the frames that count."""
+    return losses.mean() if valid is None else losses[valid].mean()

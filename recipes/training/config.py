@@ -7,6 +7,7 @@ the rest of the recipe only ever sees a `TrainConfig`.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import yaml
 
 from audiotok.auto import FAMILIES
+from audiotok.codec import AudioCodec
 from audiotok.errors import ConfigError, check_choice
 from audiotok.recipes.training.strict import apply_override, build
 
@@ -115,6 +117,7 @@ class StageSection:
             the stage and falls linearly to `final_fraction` of itself.
         discriminator_warmup: steps at the start in which only the discriminators learn.
         domain_weights: instead of those under `data`, in this stage.
+        forward: further keywords of the codec's `forward` in this stage, as `level: 6.0` of VRVQ.
     """
 
     name: str = ""
@@ -128,6 +131,7 @@ class StageSection:
     discriminator_warmup: int = 0
     loss_weights: dict[str, float] = field(default_factory=dict)
     domain_weights: dict[str, float] | None = None
+    forward: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -160,9 +164,16 @@ class TeacherSection:
 
 @dataclass
 class DistillationSection:
-    """Teachers by the codec's domain; loaded when a stage that weighs `distillation` begins."""
+    """Who teaches; loaded when a stage that weighs `distillation` begins.
+
+    Attributes:
+        teachers: frozen transformers models by the codec's domain.
+        codec: in place of them, another codec of the same family, by folder or name, where the family can learn from
+            one (a causal APCodec from a centred one of the same sizes).
+    """
 
     teachers: dict[str, TeacherSection] = field(default_factory=dict)
+    codec: str = ""
 
 
 @dataclass
@@ -263,8 +274,10 @@ def _check_domains(config: TrainConfig) -> None:
 
 
 def _check_stage(stage: StageSection, config: TrainConfig) -> None:
-    where = f"stages.{stage.name}"
-    legal = (*LOSS_NAMES, *FAMILIES[config.codec.family].load("Model").loss_names)
+    where, model = f"stages.{stage.name}", FAMILIES[config.codec.family].load("Model")
+    legal = (*LOSS_NAMES, *model.loss_names)
+    for name in stage.forward:
+        check_choice(f"a keyword under {where}.forward", name, inspect.signature(model.forward).parameters)
     for name in stage.loss_weights:
         check_choice(f"a loss under {where}.loss_weights", name, legal)
     weighted = [name for name, weight in stage.loss_weights.items() if weight]
@@ -277,5 +290,15 @@ def _check_stage(stage: StageSection, config: TrainConfig) -> None:
         )
     if stage.fit_codebook and config.codebook.update != "ema":
         raise ConfigError(f"{where}: fit_codebook=true needs codebook.update=ema.")
-    if "distillation" in weighted and not config.distillation.teachers:
-        raise ConfigError(f"{where} weighs distillation: name at least one model under distillation.teachers.")
+    if "distillation" in weighted:
+        _check_distillation(where, model, config.distillation)
+
+
+def _check_distillation(where: str, model: type[AudioCodec], section: DistillationSection) -> None:
+    if bool(section.teachers) == bool(section.codec):
+        raise ConfigError(
+            f"{where} weighs distillation: name models under distillation.teachers, or a codec as distillation.codec; "
+            "one of the two."
+        )
+    if section.codec and not hasattr(model, "distillation_targets"):
+        raise ConfigError(f"distillation.codec: {model.__name__} learns from distillation.teachers alone.")

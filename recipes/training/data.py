@@ -114,15 +114,15 @@ def batch_loader(dataset: CropDataset, start: int, stop: int, num_workers: int) 
 
 def validation_set(
     corpus: Corpus, clips: list[Clip], config: DataSection, count: int, seconds: float
-) -> list[tuple[Tensor, str]]:
-    """Up to `count` pairs (`[1, 1, N]`, codec domain): the domains by their weight, groups in turn."""
-    chosen: list[tuple[Tensor, str]] = []
+) -> list[tuple[Tensor, str, str]]:
+    """Up to `count` triples (`[1, 1, N]`, domain, codec domain): the domains by their weight, groups in turn."""
+    chosen: list[tuple[Tensor, str, str]] = []
     total = sum(config.domain_weights.values())
     for name, weight in config.domain_weights.items():
         group = _round_robin([c for c in clips if c.domain == name and c.length >= corpus.sampling_rate // 2])
         for clip in group[: max(1, round(count * weight / total))]:
             audio = corpus.audio(clip, 0, round(seconds * corpus.sampling_rate))
-            chosen.append((torch.from_numpy(audio)[None, None], config.domains[name]))
+            chosen.append((torch.from_numpy(audio)[None, None], name, config.domains[name]))
     return chosen
 
 

@@ -1,4 +1,5 @@
-"""Teachers: frozen transformers models whose features the codec's decoder state learns to predict, per domain.
+"""Teachers: frozen transformers models whose features the codec's decoder state learns to predict, per domain, or a
+frozen codec of the same family whose states the codec's own learn to equal.
 
 AUV (Chen et al., arXiv 2509.21968) distils one teacher a domain into its decoder. Which layers, projections and
 weights were used is not published; here a linear map per domain and 1 - cosine similarity are used.
@@ -13,6 +14,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import AutoFeatureExtractor, AutoModel
 
+from audiotok import AudioCodec, AutoAudioTokenizer
+from audiotok.errors import ConfigError
 from audiotok.recipes.training.config import DistillationSection, TeacherSection
 
 
@@ -72,6 +75,21 @@ def _resampled_frames(features: Tensor, num_frames: int) -> Tensor:
     """`[B, frames, D]` -> `[B, num_frames, D]` by linear interpolation in time."""
     moved = F.interpolate(features.transpose(1, 2), num_frames, mode="linear", align_corners=False)
     return moved.transpose(1, 2)
+
+
+def load_codec_teacher(name: str, student: AudioCodec) -> AudioCodec:
+    """The frozen codec of a folder or name, on the student's device.
+
+    Raises:
+        ConfigError: it is of another family, or what the student's `distillation_targets` says.
+    """
+    teacher = AutoAudioTokenizer.from_pretrained(name, device=student.device).codec
+    if type(teacher) is not type(student):
+        raise ConfigError(
+            f"distillation.codec={name} is of class {type(teacher).__name__}: it must be a {type(student).__name__}."
+        )
+    student.distillation_targets(teacher, torch.zeros(1, 1, student.facts.hop_length, device=student.device))
+    return teacher.requires_grad_(False)
 
 
 class Distillation:

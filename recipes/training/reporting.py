@@ -108,11 +108,11 @@ class RunReport:
             axis.set_axis_off()
         figure.savefig(self.folder / "curves.png", dpi=100)
 
-    def samples(self, step: int, clips: list[tuple[Tensor, str]], outputs: list[Tensor], count: int) -> None:
+    def samples(self, step: int, clips: list[tuple[Tensor, str, str]], outputs: list[Tensor], count: int) -> None:
         """`count` of the clips, spread over all: original and reconstruction as FLAC, and one picture of them.
 
         Args:
-            clips: pairs (`[1, 1, N]`, domain).
+            clips: triples (`[1, 1, N]`, domain, codec domain).
             outputs: what the codec made of them.
         """
         folder = self.folder / "samples" / f"step_{step:07d}"

@@ -26,11 +26,11 @@ class Validator:
     """Runs held-out clips through a codec and averages the figures over clips.
 
     Args:
-        clips: pairs (`[1, 1, N]`, codec domain).
+        clips: triples (`[1, 1, N]`, domain of the recording, domain of the codec).
         intelligibility: STOI and ESTOI of the clips of the domain `speech`.
     """
 
-    def __init__(self, clips: list[tuple[Tensor, str]], sampling_rate: int, intelligibility: bool) -> None:
+    def __init__(self, clips: list[tuple[Tensor, str, str]], sampling_rate: int, intelligibility: bool) -> None:
         if not clips:
             raise ConfigError("No clip is held out: raise data.validation_fraction (0.05 is usual).")
         if intelligibility and importlib.util.find_spec("pystoi") is None:
@@ -45,9 +45,9 @@ class Validator:
         """(figures by column, reconstructions `[1, 1, N]` on the CPU). Without `quantizes` no code is searched."""
         scores: list[dict[str, float]] = []
         codes, outputs = [], []
-        for audio, domain in self.clips:
+        for audio, domain, codec_domain in self.clips:
             noise = None if quantizes else torch.zeros(1, device=model.device)
-            out = model(audio.to(model.device), **forward_options(model, [domain], noise))
+            out = model(audio.to(model.device), **forward_options(model, [codec_domain], noise))
             outputs.append(out.audio_values.float().cpu())
             scores.append(self._scores(audio, outputs[-1], domain))
             if quantizes:

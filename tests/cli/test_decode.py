@@ -99,3 +99,14 @@ def test_a_length_that_its_ids_do_not_have_is_an_error_of_the_ids(
     done = cli("decode", "-", "-t", one, "-o", output, stdin=b"short\t5000\t1 2\n")
     assert done.code == 4 and "length=5000 does not fit 2 frames" in done.err
     assert not Path(output).exists()
+
+
+def test_windows_may_be_asked_for(cli: Callable[..., Result], folder: Path, one: str) -> None:
+    """They keep the length."""
+    assert cli("encode", "a.wav", "-o", "codes.parquet", "-t", one).code == 0
+    for name, options in (("whole", []), ("windows", ["--chunk-length-s", "0.1", "--context-s", "0.02"])):
+        done = cli("decode", "codes.parquet", "-o", f"{name}.wav", *options)
+        assert done.code == 0, done.err
+    assert wave_of(Path("whole.wav"))[0].shape == wave_of(Path("windows.wav"))[0].shape
+    refused = cli("decode", "codes.parquet", "-o", "x.wav", "--chunk-length-s", "0")
+    assert refused.code != 0 and "chunk_length_s=0" in refused.err and not Path("x.wav").exists()

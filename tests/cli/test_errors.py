@@ -96,7 +96,7 @@ def test_traceback_on_request(
 def test_warnings_are_one_line(
     cli: Callable[..., Result], folder: Path, one: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(AudioTokenizer, "decode_blocks", lambda *args: iter([torch.full((1, 500), 2.0)]))
+    monkeypatch.setattr(AudioTokenizer, "decode_blocks", lambda *args, **windows: iter([torch.full((1, 500), 2.0)]))
     done = cli("decode", "-", "-o", "loud.flac", "-t", one, "--quiet", stdin=b"1 2\n")
     assert done.code == 0
     assert done.err.startswith("warning: 500 of 500") and done.err.count("\n") == 1

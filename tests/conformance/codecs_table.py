@@ -12,15 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from audiotok.auto import FAMILIES, Family
-from audiotok.codec import AudioCodec, CodecConfig, CodecFacts
+from audiotok.codec import AudioCodec, CodecConfig
+from audiotok.codecs.apcodec import ApCodecConfig
 from audiotok.codecs.auv import AuvConfig
+from audiotok.codecs.melcap import MelCapConfig
+from audiotok.codecs.qincodec import QinCodecConfig
 from audiotok.codecs.vrvq import VrvqConfig
-from audiotok.codecs.vrvq.autoencoder_vrvq import ImportanceSubnet
+from audiotok.facts import CodecFacts
 from audiotok.layouts import layout_names
-from audiotok.quantizers.vector import FactorizedVectorQuantizer
+from audiotok.recipes.benchmark_models import spread_codes
 from audiotok.tokenizer import AudioTokenizer
 from audiotok.vocabulary import AudioVocabulary
 from conformance.toy_codecs import TOY_FAMILIES, ToyBandsConfig, ToyDepthConfig, ToyMultirateConfig, ToyRvqConfig
@@ -46,6 +48,70 @@ MINI = {
 }
 STAGES = {"codebook_size": [96, 64], "domain_ranges": {"speech": [0, 32], "other": [32, 96]}, "sampling_rate": 8000}
 
+APCODEC = {
+    "sampling_rate": 8000,
+    "n_fft": 64,
+    "win_length": 32,
+    "stft_hop_length": 8,
+    "downsampling_ratio": 4,
+    "trunk_size": 24,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "amplitude_size": 20,
+    "phase_size": 16,
+    "hidden_size": 10,
+    "num_codebooks": 3,
+    "codebook_size": 96,
+    "upsample_kernel_size": 8,
+    "num_mels": 10,
+}
+APCODEC_V1 = {"response_norm": False, "codebook_projections": False, "downsample_kernel_size": 9, "hidden_size": 12}
+APCODEC_CAUSAL = {
+    "response_norm": False,
+    "causal": True,
+    "num_hidden_layers": 1,
+    "downsample_kernel_size": 6,
+    "latent_kernel_size": 2,
+    "output_kernel_size": 4,
+}
+
+QINCODEC = {
+    "n_fft": 128,
+    "hop_length": 32,
+    "hidden_size": 24,
+    "intermediate_size": 48,
+    "num_layers": 1,
+    "latent_dim": 8,
+}
+QINCO2 = {"num_quantizers": 3, "codebook_size": 32, "num_blocks": 1, "embedding_dim": 12, "hidden_dim": 16}
+SEARCH = {"num_candidates": 8, "beam_size": 3}
+
+MELCAP = {
+    "sampling_rate": 8000,
+    "n_fft": 64,
+    "mel_hop_length": 16,
+    "num_mel_bins": 16,
+    "base_channels": 8,
+    "channel_multipliers": [1, 2, 2],
+    "num_res_blocks": 1,
+    "num_norm_groups": 4,
+    "bottleneck_channels": 8,
+    "codebook_size": 96,
+    "codebook_dim": 8,
+    "vocoder_hidden_size": 16,
+    "vocoder_intermediate_size": 32,
+    "vocoder_num_layers": 2,
+}
+# Every other choice that a configuration has.
+MELCAP_OTHER = {
+    "front_end_padding": "none",
+    "hidden_act": "tanh",
+    "channel_multipliers": [2, 1],
+    "attention_levels": [],
+    "normalize_latents": True,
+    "head_padding": "same",
+}
+
 VRVQ = {
     "sampling_rate": 8000,
     "encoder_hidden_size": 4,
@@ -69,6 +135,15 @@ TABLE: dict[str, CodecConfig] = {
     "auv": AuvConfig(**AUV),
     "auv_convnext": AuvConfig(**{**AUV, **MINI}),
     "auv_stages": AuvConfig(**{**AUV, **STAGES}),
+    "apcodec": ApCodecConfig(**APCODEC),
+    "apcodec_v1": ApCodecConfig(**{**APCODEC, **APCODEC_V1}),
+    "apcodec_causal": ApCodecConfig(**{**APCODEC, **APCODEC_CAUSAL}),
+    "melcap": MelCapConfig(**MELCAP),
+    "melcap_other": MelCapConfig(**{**MELCAP, **MELCAP_OTHER}),
+    "qincodec": QinCodecConfig(**QINCODEC, quantizer={**QINCO2, **SEARCH}),
+    "qincodec_rq": QinCodecConfig(
+        **QINCODEC, quantizer={"type": "rq", "num_quantizers": 3, "codebook_size": 32, "beam_size": 2}, num_quantizers=2
+    ),
     "vrvq": VrvqConfig(**VRVQ),
     "vrvq_constant": VrvqConfig(**{**VRVQ, **VRVQ_CONSTANT}),
     "toy_rvq": ToyRvqConfig(),
@@ -80,6 +155,9 @@ TABLE: dict[str, CodecConfig] = {
 OPTION_VALUES: dict[str, tuple[Any, Any]] = {
     "domain": ("speech", "other"),
     "level": (0.4, 0.9),
+    "beam_size": (1, 16),
+    "num_candidates": (1, 16),
+    "phase": ("settled", "published"),
     "bitrate": (8000, 20000),
     "num_quantizers": (1, 2),
 }
@@ -105,7 +183,7 @@ def new_codec(name: str, **changes: Any) -> AudioCodec:
         torch.manual_seed(0)
         codec = family(config).load("Model")(config)
         make_uneven(codec.eval())
-        center_latents(codec)
+        spread_codes(codec, torch.from_numpy(clip(codec.facts, 100 * codec.facts.hop_length))[None])
     return codec
 
 
@@ -117,27 +195,6 @@ def make_uneven(codec: AudioCodec) -> None:
             tensor.mul_(1 + 0.2 * torch.rand_like(tensor))
             if not name.endswith("running_var"):
                 tensor.add_(0.02 * torch.randn_like(tensor))
-
-
-@torch.no_grad()
-def center_latents(codec: AudioCodec) -> None:
-    """Shift what the codebooks are searched with to mean zero: the codes of random weights become diverse."""
-    probe = torch.from_numpy(clip(codec.facts, 100 * codec.facts.hop_length))[None]
-    for stage in codec.modules():
-        if isinstance(stage, FactorizedVectorQuantizer) and not isinstance(stage.in_proj, nn.Identity):
-            seen: list[torch.Tensor] = []
-            hook = stage.in_proj.register_forward_hook(lambda _, inputs, output, seen=seen: seen.append(output))
-            codec.encode(probe)
-            hook.remove()
-            stage.in_proj.bias -= seen[0].flatten(0, -2).mean(dim=0)
-        elif isinstance(stage, ImportanceSubnet):  # from hardly to fully important, so that frames show every depth
-            last, logits = stage.stages[-1].conv, []
-            hook = last.register_forward_hook(lambda _, inputs, output, logits=logits: logits.append(output))
-            codec.encode(probe)
-            hook.remove()
-            scale = 1 / logits[0].std()
-            last.weight_g *= scale
-            last.bias.copy_(scale * (last.bias - logits[0].mean()))
 
 
 @cache

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from audiotok import auto
-from audiotok.codec import AudioCodec, CodecFacts
+from audiotok.codec import AudioCodec
+from audiotok.facts import CodecFacts
 from audiotok.tokenizer import AudioTokenizer
 from conformance.codecs_table import TABLE, shared_codec, tokenizer_of
 from conformance.toy_codecs import TOY_FAMILIES

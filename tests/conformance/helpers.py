@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from audiotok.codec import AudioCodec, CodecFacts, CodecOutput
+from audiotok.codec import AudioCodec, CodecOutput
 from audiotok.errors import AudioTokError
+from audiotok.facts import CodecFacts
 
 
 def streams(value: Any) -> list[Tensor]:

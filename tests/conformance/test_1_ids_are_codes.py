@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audiotok.codec import CodecFacts
 from audiotok.errors import TokenError
+from audiotok.facts import CodecFacts
 from audiotok.tokenizer import AudioTokenizer
 from conformance.codecs_table import clip, layouts_of
 from conformance.helpers import alone, streams

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audiotok.codec import AudioCodec, CodecFacts, CodecOutput
+from audiotok.codec import AudioCodec, CodecOutput
+from audiotok.facts import CodecFacts
 from audiotok.tokenizer import AudioTokenizer
 from conformance.codecs_table import OPTION_VALUES, clip, double_codec
 from conformance.helpers import alone, double_precision, padded, relative_difference, streams, true_codes
@@ -141,9 +142,9 @@ def test_codes_where_the_mask_is_false_are_not_read(codec: AudioCodec, facts: Co
 def test_frames_beyond_the_lengths_are_not_read(codec: AudioCodec, facts: CodecFacts) -> None:
     """Lengths that need fewer frames than there are codes: as if the rest were not there."""
     frames, kept = 8 * facts.frame_multiple, 3 * facts.frame_multiple
-    wave = clip(facts, frames * facts.hop_length)
+    wave = clip(facts, facts.held_samples(frames))
     codes = codec.encode(*padded([wave, wave])).audio_codes
-    lengths = [kept * facts.hop_length - 1] * 2
+    lengths = [facts.held_samples(kept) - 1] * 2
     if isinstance(codes, list):
         cut = [stream[:, : kept // stride] for stream, stride in zip(codes, facts.codebook_strides, strict=True)]
     else:

@@ -16,7 +16,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audiotok.codec import AudioCodec, CodecFacts
+from audiotok.codec import AudioCodec
+from audiotok.facts import CodecFacts
 from audiotok.tokenizer import AudioTokenizer
 from conformance.codecs_table import clip, new_codec, tokenizer_of
 from conformance.helpers import alone
@@ -68,7 +69,7 @@ def test_other_rates_come_out_at_the_codecs(tok: AudioTokenizer, facts: CodecFac
 def test_batches_of_codes_keep_every_length(codec: AudioCodec, facts: CodecFacts) -> None:
     """Lengths given for bare codes: silence behind each clip's end, N the longest clip's."""
     frames = 6 * facts.frame_multiple
-    full = frames * facts.hop_length
+    full = facts.held_samples(frames)
     wave = clip(facts, full)
     values, mask = torch.from_numpy(np.stack([wave, wave])), torch.ones(2, full)
     codes = codec.encode(values, mask).audio_codes

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from audiotok.codec import AudioCodec, CodecFacts, CodecOutput
+from audiotok.codec import AudioCodec, CodecOutput
+from audiotok.facts import CodecFacts
 from audiotok.tokenizer import AudioTokenizer
 from conformance.codecs_table import FINITE, clip, double_codec, layouts_of
 from conformance.helpers import alone, double_precision, streams
@@ -105,7 +106,7 @@ def test_rates_are_those_of_a_long_clip(tok: AudioTokenizer, facts: CodecFacts) 
     """Ids and bits a second, counted over whole frames."""
     frames = 60 * facts.frame_multiple
     seconds = Fraction(frames * facts.hop_length, facts.sampling_rate)
-    wave = clip(facts, frames * facts.hop_length)
+    wave = clip(facts, facts.held_samples(frames))
     assert facts.frame_rate == frames / seconds
     codes = streams(tok.codec.encode(*alone(wave)).audio_codes)
     bits = sum(stream.numel() * math.log2(size) for stream, size in zip(codes, facts.codebook_sizes, strict=True))

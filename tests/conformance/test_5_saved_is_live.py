@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from audiotok import AutoAudioTokenizer
-from audiotok.codec import AudioCodec, CodecFacts
+from audiotok.codec import AudioCodec
+from audiotok.facts import CodecFacts
 from audiotok.tokenizer import AudioTokenizer
 from conformance.codecs_table import (
     EXCLUSIVE,

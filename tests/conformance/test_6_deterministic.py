@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from audiotok.codec import CodecFacts
 from audiotok.errors import AudioTokError
+from audiotok.facts import CodecFacts
 from audiotok.tokenizer import AudioTokenizer
 from conformance.codecs_table import clip
 

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from audiotok import encoding
 from audiotok.audio import open_audio
-from audiotok.codec import AudioCodec, CodecFacts, CodecOutput
+from audiotok.codec import AudioCodec, CodecOutput
 from audiotok.encoding import ClipCodes, ClipEncoder
 from audiotok.errors import AudioTooLongError
+from audiotok.facts import CodecFacts
 from audiotok.features import CodecFeatureExtractor
 from audiotok.layouts import LayoutCodes
 from conformance.codecs_table import FINITE, UNBOUNDED, clip, double_codec, new_codec, shared_codec, tokenizer_of
@@ -71,7 +72,7 @@ def test_windows_are_really_used(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     encode(codec, clip(facts, 20 * core), chunk_length_s=core / facts.sampling_rate)
     context = facts.num_frames(facts.receptive_field_samples) * facts.hop_length
     assert len(seen) >= 18
-    assert max(seen) <= core + 2 * context
+    assert max(seen) <= codec.padded_length(core + 2 * context)
 
 
 @each_finite
@@ -144,6 +145,31 @@ def test_windows_that_are_asked_for_keep_the_length_law(name: str) -> None:
         )
         assert found.audio_length == num_samples
         assert found.codes.shape == (facts.num_codebooks, facts.num_frames(num_samples))
+
+
+@each_unbounded
+def test_windows_of_decoding_keep_the_length_and_bound_the_frames(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They change the audio, which is near that of the whole only where the context is long."""
+    codec = shared_codec(name)
+    facts, tok, seen = codec.facts, tokenizer_of(codec), []
+    whole = codec._decode
+    num_samples = 60 * facts.hop_length - facts.tail_samples - 5
+    encoded = tok(clip(facts, num_samples), facts.sampling_rate)
+
+    def watched(codes: Any, frames: list[int], *rest: Any, **options: Any) -> Tensor:
+        seen.append(max(frames))
+        return whole(codes, frames, *rest, **options)
+
+    monkeypatch.setattr(codec, "_decode", watched)
+    frame_s = facts.hop_length / facts.sampling_rate
+    for core, context in ((7, 0), (20, 4), (100, 0)):
+        seen.clear()
+        windows = {"chunk_length_s": core * frame_s, "context_s": context * frame_s}
+        pieces = list(tok.decode_blocks(encoded.input_ids, encoded.audio_lengths, **windows))
+        assert sum(piece.shape[1] for piece in pieces) == facts.output_length(num_samples)
+        assert len(seen) == -(-60 // core)
+        assert max(seen) <= core + 2 * max(context, 1)
+    assert torch.equal(torch.cat(pieces, dim=1), tok.decode(encoded.input_ids, encoded.audio_lengths))
 
 
 def test_a_stream_is_read_no_further_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:

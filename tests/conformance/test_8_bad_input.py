@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from audiotok import AutoAudioTokenizer
-from audiotok.codec import AudioCodec, CodecFacts
+from audiotok.codec import AudioCodec
 from audiotok.errors import (
     CodesError,
     ConfigError,
@@ -29,6 +29,7 @@ from audiotok.errors import (
     TokenError,
     WeightMismatchError,
 )
+from audiotok.facts import CodecFacts
 from audiotok.tokenizer import AudioTokenizer
 from conformance.codecs_table import TABLE, clip, family, layouts_of, tokenizer_of
 from conformance.helpers import alone, padded, refused, streams
@@ -98,7 +99,7 @@ def test_ids_that_are_no_sequence_of_whole_numbers(tok: AudioTokenizer) -> None:
 def test_lengths_that_do_not_fit(tok: AudioTokenizer, facts: CodecFacts, ids: list[int], wave: np.ndarray) -> None:
     """The sentence says exactly which lengths these frames stand for."""
     frames = facts.num_frames(wave.shape[1])
-    most = frames * facts.hop_length
+    most = facts.held_samples(frames)
     least = most - facts.frame_multiple * facts.hop_length + 1
     assert tok.decode(ids, length=least).shape[1] == facts.output_length(least)
     for length in (least - 1, most + 1, -1):

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from audiotok import VrvqModel
+from audiotok import VrvqConfig, VrvqModel
 from audiotok.codec import CodecTrainingOutput
 from audiotok.codecs.vrvq.conversion_vrvq import convert_config, convert_weights, rules
+from audiotok.errors import OptionError
 from audiotok.quantizers.variable import depth_mask, depths_of, smooth_mask, straight_through_mask
+from audiotok.recipes.training.config import load_config
 
+MINI = Path(__file__).parents[2] / "recipes" / "configs" / "vrvq_mini.yaml"
 # Recorded variant → the keys of the config in which it differs, and the weight of its rate loss.
 VARIANTS: dict[str, tuple[dict[str, Any], float]] = {
     "uniform_": ({}, 2.0),
@@ -211,3 +215,25 @@ def test_losses_count_true_frames_only(trained: Callable) -> None:
     for name, loss in together.losses.items():
         expected = (8 * singles[0].losses[name] + 3 * singles[1].losses[name]) / 11  # frames of 512 samples
         torch.testing.assert_close(loss, expected, rtol=1e-4, atol=0)
+
+
+# The recipe
+
+
+def test_the_small_training_config() -> None:
+    """What its comment promises: the size, the rates, and a first stage that leaves the importance alone."""
+    config = load_config(MINI)
+    codec = VrvqModel(VrvqConfig(**config.codec.config))
+    assert codec.num_parameters() == 1_537_780 < 2_000_000
+    assert [round(rate) for rate in codec.rate.limits] == [812, 5188]
+    first, joint = config.stages[:2]
+    audio = 0.1 * torch.randn(4, 1, 4096, generator=torch.Generator().manual_seed(0))
+    codec.train()(audio, **first.forward).audio_values.square().mean().backward()
+    moved = max(float(p.grad.abs().max()) for p in codec.importance.parameters())
+    assert moved < 1e-9 and "rate" not in first.loss_weights
+    assert not joint.forward and joint.loss_weights["rate"] > 0
+
+
+def test_keywords_of_a_stage_are_checked() -> None:
+    with pytest.raises(OptionError, match=r"stages\.whole\.forward='leval'.*Did you mean \"level\""):
+        load_config(MINI, ["stages.whole.forward={leval: 6.0}"])

@@ -24,13 +24,19 @@ def write_metadata(root: Path, rows: list[dict[str, str]]) -> None:
 
 
 def run(
-    folder: Path, cache: Path, output: Path, *overrides: str, resume: bool = False, max_steps: int | None = None
+    folder: Path,
+    cache: Path,
+    output: Path,
+    *overrides: str,
+    resume: bool = False,
+    max_steps: int | None = None,
+    config: Path = TINY,
 ) -> CodecTrainer:
     """Train the tiny codec to the end, or up to step `max_steps`; signals are handled as before afterwards."""
     for state in (AcceleratorState, PartialState, GradientState):
         state._reset_state()  # accelerate remembers the precision of the process's first run
-    config = load_config(TINY, ["validation.samples_every=0", *overrides])  # pictures take longer than the training
-    trainer = CodecTrainer(config, folder, output, cache, resume, max_steps)
+    loaded = load_config(config, ["validation.samples_every=0", *overrides])  # pictures take longer than the training
+    trainer = CodecTrainer(loaded, folder, output, cache, resume, max_steps)
     keep = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     try:
         assert trainer.train() == 0

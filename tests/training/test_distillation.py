@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conformance.codecs_table import APCODEC, APCODEC_CAUSAL
 
+from audiotok import ApCodecAudioTokenizer, ApCodecConfig, ApCodecModel
+from audiotok.errors import ConfigError
 from training.helpers import run
 
 
@@ -59,3 +62,52 @@ def test_distillation_resumes(folder: Path, cache: Path, tmp_path: Path, teacher
         modules = [getattr(t, name) if name == "codec" else t.distillation.comparison for t in (whole, parts)]
         states = [m.state_dict() for m in modules]
         assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+# A codec that teaches another one
+
+CAUSAL = {**APCODEC, **APCODEC_CAUSAL}
+# What a centred teacher of the causal one must share.
+CENTRED = {**APCODEC, "response_norm": False, "num_hidden_layers": 1}
+
+
+def learn_from(teacher: str) -> list[str]:
+    return [
+        "codec.family=apcodec",
+        f"codec.config={CAUSAL}".replace("True", "true").replace("False", "false"),
+        "data.domains={speech: all, music: all, sound: all}",
+        "codebook.update=gradient",
+        f"distillation.codec='{teacher}'",
+        "stages=[{name: joint, steps: 4, loss_weights: {mel: 1.0, commitment: 0.1, codebook: 0.1, distillation: 1.0}}]",
+    ]
+
+
+def test_a_causal_codec_learns_from_a_centred_one(folder: Path, cache: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    teacher = ApCodecAudioTokenizer(ApCodecModel(ApCodecConfig(**CENTRED)))
+    teacher.save_pretrained(tmp_path / "teacher")
+    options = learn_from(str(tmp_path / "teacher"))
+    whole = run(folder, cache, tmp_path / "whole", *options, max_steps=4)
+    assert not any(p.requires_grad for p in whole.codec_teacher.parameters())
+    before, after = teacher.codec.state_dict(), whole.codec_teacher.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert len(whole.report.training.series("distillation")[1]) > 0
+    run(folder, cache, tmp_path / "parts", *options, max_steps=2)
+    parts = run(folder, cache, tmp_path / "parts", *options, resume=True, max_steps=4)
+    one, two = whole.codec.state_dict(), parts.codec.state_dict()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    alone = run(folder, cache, tmp_path / "alone", *options, "stages.joint.loss_weights.distillation=0", max_steps=4)
+    assert not all(torch.equal(one[key], value) for key, value in alone.codec.state_dict().items())
+
+
+def test_teachers_that_cannot_teach_are_refused(folder: Path, cache: Path, tmp_path: Path, teacher: Path) -> None:
+    weights = "stages.joint.loss_weights={mel: 1.0, distillation: 1.0}"
+    with pytest.raises(ConfigError, match=r"AuvModel learns from distillation\.teachers alone"):
+        run(folder, cache, tmp_path / "a", weights, "distillation.codec=audiotok/auv-mini")
+    with pytest.raises(ConfigError, match="one of the two"):
+        run(folder, cache, tmp_path / "b", *distil(teacher), "distillation.codec=audiotok/auv-mini")
+    with pytest.raises(ConfigError, match="AuvModel: it must be a ApCodecModel"):
+        run(folder, cache, tmp_path / "c", *learn_from("audiotok/auv-mini"))
+    ApCodecAudioTokenizer(ApCodecModel(ApCodecConfig(**{**CENTRED, "trunk_size": 20}))).save_pretrained(tmp_path / "d")
+    with pytest.raises(ConfigError, match="trunk_size"):
+        run(folder, cache, tmp_path / "e", *learn_from(str(tmp_path / "d")))

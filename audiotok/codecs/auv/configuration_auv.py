@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 
-from audiotok.codec import CodecConfig, CodecFacts
+from audiotok.codec import CodecConfig
 from audiotok.errors import ConfigError, check_choice, check_flag, check_number, did_you_mean
+from audiotok.facts import CodecFacts
 
 # Half-open code ranges of the released model. Nested: speech in vocal in music = audio; `other` is vocal's complement.
 RELEASED_DOMAIN_RANGES: dict[str, list[int]] = {

@@ -14,8 +14,14 @@ from torch import Tensor, nn
 
 from audiotok.codecs.vrvq.configuration_vrvq import DILATIONS, VrvqConfig, downsampled, upsampled
 from audiotok.nn.masks import valid_frames
-from audiotok.nn.snake import Snake, SnakeConv, SnakeResidualUnit, zero_beyond
-from audiotok.nn.weight_norm import WeightNormConv1d, WeightNormConvTranspose1d
+from audiotok.nn.snake import (
+    InterleavedConv1d,
+    InterleavedConvTranspose1d,
+    Snake,
+    SnakeConv,
+    SnakeResidualUnit,
+    zero_beyond,
+)
 
 
 def residual_units(channels: int) -> nn.ModuleList:
@@ -43,7 +49,7 @@ class EncoderBlock(nn.Module):
 class VrvqEncoder(nn.Module):
     def __init__(self, config: VrvqConfig) -> None:
         super().__init__()
-        self.conv_in = WeightNormConv1d(1, config.encoder_hidden_size, 7, padding=3)
+        self.conv_in = InterleavedConv1d(1, config.encoder_hidden_size, 7, padding=3)
         self.blocks = nn.ModuleList(
             EncoderBlock(config.encoder_hidden_size << i, stride) for i, stride in enumerate(config.downsampling_ratios)
         )
@@ -65,7 +71,7 @@ class DecoderBlock(nn.Module):
         super().__init__()
         self.stride = stride
         self.snake = Snake(channels)
-        self.up = WeightNormConvTranspose1d(channels, channels // 2, 2 * stride, stride, -(-stride // 2))
+        self.up = InterleavedConvTranspose1d(channels, channels // 2, 2 * stride, stride, -(-stride // 2))
         self.units = residual_units(channels // 2)
 
     def forward(self, x: Tensor, lengths: list[int]) -> tuple[Tensor, list[int]]:
@@ -82,7 +88,7 @@ class VrvqDecoder(nn.Module):
     def __init__(self, config: VrvqConfig) -> None:
         super().__init__()
         width = config.decoder_hidden_size
-        self.conv_in = WeightNormConv1d(config.latent_channels, width, 7, padding=3)
+        self.conv_in = InterleavedConv1d(config.latent_channels, width, 7, padding=3)
         self.blocks = nn.ModuleList(
             DecoderBlock(width >> i, stride) for i, stride in enumerate(config.upsampling_ratios)
         )

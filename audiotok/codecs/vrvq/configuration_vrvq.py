@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 
-from audiotok.codec import CodecConfig, CodecFacts
+from audiotok.codec import CodecConfig
 from audiotok.errors import ConfigError, check_choice, check_flag, check_number
+from audiotok.facts import CodecFacts
 
 DILATIONS = (1, 3, 9)  # of the residual units of each block
 LEVEL_DISTRIBUTIONS = ("uniform", "log_uniform")
@@ -202,11 +203,6 @@ class VrvqConfig(CodecConfig):
     @property
     def num_hidden_layers(self) -> int:
         """What `output_hidden_states=True` shows but for the latents: the features that the importance is read from."""
-        return 1
-
-    @property
-    def num_attention_heads(self) -> int:
-        """One, for tools that ask every model: nothing here attends."""
         return 1
 
     @property
