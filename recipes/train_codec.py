@@ -121,7 +121,10 @@ class CodecTrainer:
         settings = self.config.codebook
         if settings.update == "gradient":
             return None
-        if self.codec.facts.num_codebooks != 1 or not getattr(self.codec.config, "normalize_latents", False):
+        facts = self.codec.facts
+        if not (facts.num_codebooks == 1 or facts.shared_codebook) or not getattr(
+            self.codec.config, "normalize_latents", False
+        ):
             raise ConfigError("codebook.update=ema needs one codebook and normalize_latents=true; or use gradient.")
         rows = self.codec.quantizer.stages[0].codebook.weight.requires_grad_(False)
         reduce, gather = self.accelerator.reduce, self.accelerator.gather
@@ -252,7 +255,8 @@ class CodecTrainer:
             self._update_weights(moment)
         if self.book and moment.quantizes:
             revive = moment.progress < self.config.codebook.revive_until
-            self.book.update(z.detach(), out.audio_codes[:, 0], domains, revive)
+            # One code a latent: those of one book, or of one that all streams share, stream by stream.
+            self.book.update(z.detach(), out.audio_codes.flatten(1), domains, revive)
         self.means.add({"total": total, **terms})
 
     def _networks(self) -> list[torch.nn.Module]:

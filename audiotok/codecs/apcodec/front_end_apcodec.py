@@ -7,8 +7,9 @@ below the rest of their frame. Two ways to take the phase are therefore offered:
 
     settled     transform in float64; what is too small for float64 to tell from zero is +0. The same phase on every
                 machine, in every batch and window.
-    published   of `torch.stft` in float32, as the published code has it, signs of zeros included: equal to it on the
-                same machine, another one on machines whose FFT rounds otherwise.
+    published   of `torch.stft` in float32, as the published code has it: equal to it on the same machine, another one
+                on machines whose FFT rounds otherwise. Only silent bins have the phase 0, as the recorded vectors
+                have it but for a few: with the -0 that some FFTs give, silence before a clip would change its codes.
 
 Shapes: B clips, N samples, K bins, T transform frames.
 """
@@ -42,6 +43,12 @@ def settled_phase(spectrum: Tensor) -> Tensor:
     resolvable = RESOLUTION * size.amax(dim=(-3, -1), keepdim=True)
     real, imaginary = parts.masked_fill(size <= resolvable, 0.0).unbind(-1)
     return torch.atan2(imaginary, real).float()
+
+
+def published_phase(spectrum: Tensor) -> Tensor:
+    """atan2(im, re) of `[..., K, T]`, +0 where a bin is zero, whatever the signs of its zeros."""
+    silent = spectrum == 0
+    return torch.atan2(spectrum.imag.masked_fill(silent, 0.0), spectrum.real.masked_fill(silent, 0.0))
 
 
 class ApCodecFrontEnd(nn.Module):
@@ -80,7 +87,7 @@ class ApCodecFrontEnd(nn.Module):
         settled = kind == "settled"
         spectrum = stft(padded, self.n_fft, self.hop, self.win_length, double=settled)
         log_amplitude = (magnitude(spectrum) + AMPLITUDE_FLOOR).log().float()
-        return log_amplitude, settled_phase(spectrum) if settled else torch.atan2(spectrum.imag, spectrum.real)
+        return log_amplitude, settled_phase(spectrum) if settled else published_phase(spectrum)
 
     def spectrum(self, waveform: Tensor, lengths: Sequence[int], frames: int) -> Tensor:
         """Complex `[B, K, frames]` of waveforms `[B, N]` that are zero behind their ends, in float32."""
