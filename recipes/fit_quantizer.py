@@ -145,8 +145,8 @@ class QuantizerFit:
 
     # The story
 
-    def run(self, rates: list[int], test_clips: int, test_seconds: float) -> Comparison:
-        """Fit what is not fitted yet, save the tokenizer, compare, write the report."""
+    def run(self, rates: list[int], test_clips: int, test_seconds: float, own_codes: bool = True) -> Comparison:
+        """Fit what is not fitted yet, save the tokenizer, compare (`own_codes`: with the codec's), write the report."""
         vectors = {name: self._latents(name) for name in ("training", "validation")}
         self._say(f"{len(vectors['training']):,} latents of {vectors['training'].shape[1]} dimensions to fit to")
         plain = self._fit_rq("rq", vectors["training"], 1)
@@ -157,7 +157,9 @@ class QuantizerFit:
         else:
             quantizer.load_state_dict((with_beam if quantizer.beam_size > 1 else plain).state_dict())
         self._save_tokenizer()
-        found = self._compare(plain, with_beam, rates, test_clips, test_seconds)
+        samples = round(test_seconds * self.corpus.sampling_rate)
+        waves = [self.corpus.audio(clip, 0, samples) for clip in self._test(test_clips)]
+        found = self._compare(plain, with_beam, rates, waves, own_codes)
         self._report(found)
         return found
 
@@ -221,13 +223,19 @@ class QuantizerFit:
         QinCodecAudioTokenizer(self.codec, name=name).save_pretrained(self.output / "tokenizer")
 
     def _compare(
-        self, plain: ResidualQuantizer, with_beam: ResidualQuantizer, rates: list[int], count: int, seconds: float
+        self,
+        plain: ResidualQuantizer,
+        with_beam: ResidualQuantizer,
+        rates: list[int],
+        waves: list[np.ndarray],
+        own_codes: bool,
     ) -> Comparison:
         block = self.codec.config.quantizer_block
         beam = max(block.beam_size, 2)
         contenders = [
             Contender("RQ, greedy", plain, {"beam_size": 1}),
             Contender(f"RQ, beam {beam}", plain, {"beam_size": beam}),
+            Contender(f"RQ, beam {4 * beam}", plain, {"beam_size": 4 * beam}),
             Contender(f"RQ fitted with a beam, beam {beam}", with_beam, {"beam_size": beam}),
             Contender(f"RQ fitted with a beam, beam {4 * beam}", with_beam, {"beam_size": 4 * beam}),
         ]
@@ -236,8 +244,7 @@ class QuantizerFit:
                 Contender(f"QINCo2, beam {size}", self.codec.quantizer, {"beam_size": size})
                 for size in (1, beam, 4 * beam)
             ]
-        source = None if isinstance(self.source.codec, QinCodecModel) else self.source
-        waves = [self.corpus.audio(clip, 0, round(seconds * self.corpus.sampling_rate)) for clip in self._test(count)]
+        source = self.source if own_codes and not isinstance(self.source.codec, QinCodecModel) else None
         return compare_quantizers(self.codec, contenders, rates, waves, source, self._bar)
 
     def _test(self, count: int) -> list[Clip]:
@@ -309,6 +316,9 @@ def run(
     held_out: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of speakers and recordings.")] = 0.1,
     test_clips: Annotated[int, typer.Option(min=1, help="Held-out clips to compare on, at most.")] = 40,
     test_seconds: Annotated[float, typer.Option(min=0.1, help="How much of each.")] = 6.0,
+    own_codes: Annotated[
+        bool, typer.Option(help="Compare with the codec's own codes; not where it was trained without any.")
+    ] = True,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what is in OUTPUT.")] = False,
     until: Annotated[int | None, typer.Option(min=1, help="Pause after this epoch, and compare what there is.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Where resampled corpora are kept.")] = None,
@@ -339,7 +349,7 @@ def run(
     plan = Plan(model, held_out, block, dataclasses.asdict(fitting), kmeans_vectors, fitting_beam)
     try:
         fitted = QuantizerFit(plan, data, output, cache or default_cache(), resume, device, until)
-        fitted.run(rates, test_clips, test_seconds)
+        fitted.run(rates, test_clips, test_seconds, own_codes)
     except KeyboardInterrupt:
         typer.echo(f"stopped; the same command with --resume goes on from what is in {output}", err=True)
         raise typer.Exit(INTERRUPTED) from None

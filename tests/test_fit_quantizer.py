@@ -106,7 +106,7 @@ def test_the_report_compares_equal_bits(finished: Path) -> None:
         assert len(outcome["mse_per_step"]) == outcome["codes"]
         assert outcome["encode_ms"] > 0
     names = [outcome["contender"] for outcome in outcomes if outcome["codes"] == 2]
-    assert len(names) == len(set(names)) == 7
+    assert len(names) == len(set(names)) == 8
     assert {"RQ, greedy", "RQ, beam 3", "RQ fitted with a beam, beam 12", "QINCo2, beam 1", "QINCo2, beam 3"} <= set(
         names
     )
