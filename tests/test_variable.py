@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from audiotok.nn.snake import Snake, SnakeConv, SnakeResidualUnit
+from audiotok.nn.snake import (
+    BLOCK,
+    MAX_CHANNELS,
+    InterleavedConv1d,
+    InterleavedConvTranspose1d,
+    Snake,
+    SnakeConv,
+    SnakeResidualUnit,
+)
+from audiotok.nn.weight_norm import WeightNormConv1d, WeightNormConvTranspose1d
 from audiotok.quantizers.variable import (
     VariableResidualQuantizer,
     depth_margins,
@@ -184,6 +194,39 @@ def test_snake_keeps_zero_and_starts_at_one() -> None:
     expected = x + torch.sin(snake.alpha * x).square() / (snake.alpha + 1e-9)
     torch.testing.assert_close(snake(x), expected)
     assert not snake(torch.zeros(1, 3, 5)).any()
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_snake_is_the_same_block_by_block(interleaved: bool) -> None:
+    """Without gradients a CPU takes long clips in blocks."""
+    snake, x = Snake(3), torch.randn(2, 3, BLOCK // 4, generator=torch.Generator().manual_seed(0))
+    if interleaved:
+        x = x.transpose(1, 2).contiguous().transpose(1, 2)
+    torch.nn.init.uniform_(snake.alpha, 0.5, 2.0)
+    with torch.no_grad():
+        found = snake(x)
+    assert torch.equal(found, snake(x)) and found.stride() == x.stride()
+
+
+@pytest.mark.parametrize("channels", [1, 6, MAX_CHANNELS + 1])
+@pytest.mark.parametrize(
+    ("ours", "plain", "options"),
+    [
+        (InterleavedConv1d, WeightNormConv1d, {"stride": 2, "padding": 4, "dilation": 2}),
+        (InterleavedConvTranspose1d, WeightNormConvTranspose1d, {"stride": 3, "padding": 2, "output_padding": 1}),
+    ],
+)
+def test_interleaved_convolutions_are_convolutions(
+    ours: Any, plain: Any, options: dict[str, int], channels: int
+) -> None:
+    expected, found = plain(4, channels, 5, **options), ours(4, channels, 5, **options)
+    found.load_state_dict(expected.state_dict())
+    x = torch.randn(2, 4, 17, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(found(x), expected(x))
+    for layer in (found, expected):
+        layer(x).square().sum().backward()
+    torch.testing.assert_close(found.weight_v.grad, expected.weight_v.grad, rtol=1e-4, atol=1e-4)
+    assert (found(x).stride(1) == 1) == (channels <= MAX_CHANNELS) or channels == 1
 
 
 @pytest.mark.parametrize("layer", [SnakeResidualUnit(3, 3), SnakeConv(3, 3, 3, padding=1)], ids=["unit", "conv"])
