@@ -82,7 +82,7 @@ class AudioTooLongError(AudioInputError):
     """The recording is longer than can be encoded whole; windows must be asked for."""
 
 
-# Ids and codes (exit code 4)
+# Ids, codes, latents (exit code 4)
 
 
 class TokenError(AudioTokError, ValueError):
@@ -105,6 +105,12 @@ class SpecialTokenError(TokenError):
 
 class CodesError(TokenError):
     """Codes with a wrong dtype, shape or range."""
+
+
+class LatentsError(AudioTokError, ValueError):
+    """Latents or vectors with a wrong dtype or shape, that are not finite, or of which nothing can be made."""
+
+    exit_code = 4
 
 
 # Options, configurations, checkpoints (exit code 5)

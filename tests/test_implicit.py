@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from audiotok.errors import CheckpointError, CodesError, ConfigError, OptionError
+from audiotok.errors import CheckpointError, CodesError, ConfigError, LatentsError, OptionError
 from audiotok.quantizers import QINCo2, ResidualQuantizer
 from audiotok.quantizers.beam_search import MIN_ROWS, search, smallest
 
@@ -306,13 +306,13 @@ def test_candidates_need_second_tables(residual: ResidualQuantizer, x: Tensor) -
     [torch.zeros(3, D + 1), torch.zeros(D), torch.zeros(2, 3, D), torch.zeros(2, D, dtype=torch.long), [[0.0] * D]],
 )
 def test_vectors_of_a_wrong_kind(quantizer: QINCo2, bad: object) -> None:
-    with pytest.raises(OptionError, match=r"must be a float tensor \[vectors, 6\]"):
+    with pytest.raises(LatentsError, match=r"must be a float tensor \[vectors, 6\]"):
         quantizer.encode(bad)
 
 
 def test_vectors_that_are_not_finite(quantizer: QINCo2, x: Tensor) -> None:
     x[3, 2] = torch.nan
-    with pytest.raises(OptionError, match="NaN"):
+    with pytest.raises(LatentsError, match="NaN"):
         quantizer.encode(x)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from audiotok.errors import ConfigError, MissingDependencyError, OptionError, OutputNotWritableError
+from audiotok.errors import ConfigError, LatentsError, MissingDependencyError, OptionError, OutputNotWritableError
 from audiotok.quantizers import FitProgress, FitSettings, QINCo2, ResidualQuantizer, fit, fit_residual_quantizer
 from audiotok.quantizers.implicit_fit import replace_codes, start
 from audiotok.quantizers.residual_kmeans import kmeans_table, residual_kmeans
@@ -255,14 +255,24 @@ def test_progress(x: Tensor) -> None:
 
 
 def test_too_few_vectors(x: Tensor) -> None:
-    with pytest.raises(OptionError, match="10 vectors are too few to fit 16 codes"):
+    with pytest.raises(LatentsError, match="10 vectors are too few to fit 16 codes"):
         fit(make(), x[:10], validation=x[10:20], settings=SHORT)
-    with pytest.raises(OptionError, match="too few to hold a tenth out"):
+    with pytest.raises(LatentsError, match="too few to hold a tenth out"):
         fit(make(), x[:9], settings=SHORT)
-    with pytest.raises(OptionError, match="no blocks"):
+    with pytest.raises(LatentsError, match="no blocks"):
         fit(make(), iter(()), settings=SHORT)
-    with pytest.raises(OptionError, match="All 100 vectors are equal"):
+    with pytest.raises(LatentsError, match="All 100 vectors are equal"):
         fit(make(), torch.ones(100, D), validation=x, settings=SHORT)
+
+
+def test_vectors_of_a_wrong_kind(x: Tensor) -> None:
+    torn = torch.cat([x, torch.full((1, D), torch.nan)])
+    shape = r"it must be a float tensor \[vectors, 8\]"
+    for bad, message in ((x[:, :3], shape), (x[:, 0], shape), (torn, "NaN or infinity")):
+        with pytest.raises(LatentsError, match=message):
+            fit(make(), bad, settings=SHORT)
+        with pytest.raises(LatentsError, match=message):
+            fit_residual_quantizer(ResidualQuantizer(D, M, K), bad)
 
 
 def test_sizes_of_the_residual_quantizer(x: Tensor, residual: ResidualQuantizer) -> None:

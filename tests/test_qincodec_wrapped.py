@@ -18,7 +18,7 @@ from torch import Tensor
 
 from audiotok import AutoAudioTokenizer, AuvModel, QinCodecAudioTokenizer, QinCodecConfig, QinCodecModel
 from audiotok.codec import AudioCodec
-from audiotok.errors import ConfigError
+from audiotok.errors import ConfigError, LatentsError
 from audiotok.tokenizer import AudioTokenizer
 
 QINCO2 = {"num_quantizers": 3, "codebook_size": 16, "num_blocks": 1, "embedding_dim": 6, "hidden_dim": 8}
@@ -178,7 +178,7 @@ def test_a_frozen_encoder_moves_in_nothing() -> None:
 WRAPPABLE = [name for name, config in TABLE.items() if hasattr(family(config).load("Model"), "decode_latents")]
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode: the shared codec must stay fit for tests that train
 @pytest.mark.parametrize("name", WRAPPABLE)
 def test_every_codec_that_decodes_latents_can_be_wrapped(name: str) -> None:
     inner = shared_codec(name)
@@ -190,6 +190,24 @@ def test_every_codec_that_decodes_latents_can_be_wrapped(name: str) -> None:
     assert latents.shape[1:] == (codec.config.latent_dim, codec.facts.num_frames(wave.shape[-1]))
     expected = inner.decode_latents(inner.latents(wave, mask), [wave.shape[-1]])
     torch.testing.assert_close(codec.decode_latents(latents, [wave.shape[-1]]), expected, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()  # not inference mode: the shared codec must stay fit for tests that train
+@pytest.mark.parametrize("name", WRAPPABLE)
+def test_latents_that_no_encoder_gives_are_refused(name: str) -> None:
+    codec = shared_codec(name)
+    latents = codec.latents(torch.from_numpy(clip(codec.facts, 30 * codec.facts.hop_length))[None])
+    shape = rf"it must be a float tensor \[clips, {latents.shape[1]}, frames\]"
+    for bad, message in (
+        (latents[0], shape),
+        (latents[:, 1:], shape),
+        (latents.long(), f"torch.int64.*{shape}"),
+        (latents.numpy(), f"ndarray: {shape}"),
+        (latents[..., :0], "at least one clip of one frame"),
+        (latents.masked_fill(latents == latents.max(), torch.inf), "NaN or infinity"),
+    ):
+        with pytest.raises(LatentsError, match=message):
+            codec.decode_latents(bad)
 
 
 # What cannot be wrapped

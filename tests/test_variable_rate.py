@@ -50,6 +50,16 @@ def bits_per_second(codec: VrvqModel, output: CodecOutput, row: int) -> float:
     return (int(mask.sum()) * code_bits + frames * side_bits) / frames * float(codec.facts.frame_rate)
 
 
+@pytest.mark.parametrize("name", ["vrvq", "vrvq_constant"])
+def test_gradients_pass_the_hidden_states(name: str) -> None:
+    codec = new_codec(name)
+    output = codec(torch.from_numpy(clip(codec.facts, 9 * codec.facts.hop_length))[None], output_hidden_states=True)
+    for state in output.hidden_states:
+        state.retain_grad()
+    output.audio_values.square().sum().backward()
+    assert all(state.grad is not None and state.grad.any() for state in output.hidden_states)
+
+
 # Bits
 
 

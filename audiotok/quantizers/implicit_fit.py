@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from audiotok.conversion import read_checkpoint
-from audiotok.errors import OptionError, OutputNotWritableError, check_choice, check_number
+from audiotok.errors import LatentsError, OptionError, OutputNotWritableError, check_choice, check_number
 from audiotok.quantizers.implicit import ImplicitStep, QINCo2
+from audiotok.quantizers.latents import check_vectors
 from audiotok.quantizers.residual_kmeans import ResidualQuantizer, fit_residual_quantizer
 from audiotok.quantizers.successive import NumCandidates
 
@@ -160,11 +161,14 @@ def fit(
         progress: called after every table and every update.
 
     Raises:
+        LatentsError: the vectors have a wrong shape, are not finite, or too few.
         OptionError: settings, sizes or the state file do not fit.
         MissingDependencyError: scikit-learn is needed for k-means.
     """
     settings = settings or FitSettings()
     train, held_out = _split(gather(latents), None if validation is None else gather(validation), settings)
+    for vectors in (rows(train, slice(1)), held_out):
+        check_vectors(vectors, quantizer.dim)
     run = _Run(quantizer, train, held_out, settings, progress)
     path = None if state_file is None else Path(state_file)
     if path is not None and path.is_file():
@@ -190,7 +194,7 @@ def gather(latents: Latents) -> Tensor | np.ndarray:
         return latents
     blocks = [np.asarray(block, dtype=np.float32) for block in latents]
     if not blocks:
-        raise OptionError("latents holds no blocks: give at least one of shape [vectors, dimensions].")
+        raise LatentsError("latents holds no blocks: give at least one of shape [vectors, dimensions].")
     return np.concatenate(blocks)
 
 
@@ -209,7 +213,7 @@ def _split(
         return vectors, rows(validation, slice(None))
     held_out = min(settings.validation_vectors, len(vectors) // 10)
     if held_out == 0:
-        raise OptionError(f"{len(vectors)} vectors are too few to hold a tenth out: give validation vectors too.")
+        raise LatentsError(f"{len(vectors)} vectors are too few to hold a tenth out: give validation vectors too.")
     return vectors[:-held_out], rows(vectors, slice(-held_out, None))
 
 

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audiotok.errors import MissingDependencyError, OptionError, check_number
+from audiotok.errors import LatentsError, MissingDependencyError, check_number
 from audiotok.quantizers.beam_search import Beams, extend
+from audiotok.quantizers.latents import check_vectors
 from audiotok.quantizers.successive import SuccessiveQuantizer, TableSearch, TableStep
 
 # Vectors from which the first centroids are drawn, per centroid: k-means++ over all of them takes longer than the
@@ -62,7 +63,12 @@ def fit_residual_quantizer(
 
     The arguments are those of `residual_kmeans`; tables fitted with `training_beam_size` above 1 suit an encoding
     with several beams better (as in Faiss's residual quantizer) and a greedy one worse.
+
+    Raises:
+        LatentsError: the vectors have a wrong dtype or shape, are not finite, all equal, or fewer than codes.
+        MissingDependencyError: scikit-learn is not installed.
     """
+    check_vectors(x, quantizer.dim)
     quantizer.set_normalization(*data_statistics(x))
     tables = residual_kmeans(
         quantizer.normalize(x),
@@ -83,7 +89,7 @@ def data_statistics(x: Tensor, max_vectors: int = 100_000) -> tuple[Tensor, Tens
     first = x[:max_vectors].double()
     std = first.std(correction=0)
     if not float(std) > 0:
-        raise OptionError(f"All {len(first)} vectors are equal or not finite: there is nothing to fit.")
+        raise LatentsError(f"All {len(first)} vectors are equal or not finite: there is nothing to fit.")
     return first.mean(dim=0).float(), std.float()
 
 
@@ -109,7 +115,7 @@ def residual_kmeans(
         progress: called with the tables done and their number.
 
     Raises:
-        OptionError: there are fewer vectors than codes.
+        LatentsError: there are fewer vectors than codes.
         MissingDependencyError: scikit-learn is not installed.
     """
     parts = x[:max_vectors].split(BLOCK)
@@ -141,7 +147,7 @@ def kmeans_table(
             'k-means needs scikit-learn: install it with pip install "audiotok[train]".'
         ) from error
     if len(x) < codebook_size:
-        raise OptionError(f"{len(x)} vectors are too few to fit {codebook_size} codes: give at least as many.")
+        raise LatentsError(f"{len(x)} vectors are too few to fit {codebook_size} codes: give at least as many.")
     vectors = x.detach().cpu().float().numpy()
     if start is None:
         rng = np.random.default_rng(seed)

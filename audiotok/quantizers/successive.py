@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from audiotok.errors import CheckpointError, CodesError, OptionError
 from audiotok.quantizers.beam_search import Beams, Choice, Observer, StepSearch, search, smallest, squared_distances
+from audiotok.quantizers.latents import check_vectors
 
 # Working memory of one encoding, bytes. On a CPU small, so that a block stays near the cores; see `encode`.
 CPU_MEMORY_BUDGET, MEMORY_BUDGET = 16 << 20, 2 << 30
@@ -200,7 +201,8 @@ class SuccessiveQuantizer(nn.Module):
             device; where one does not, they may still be: most losers never matter.
 
         Raises:
-            OptionError: an option or the shape of x is not legal, or the budget too small for one vector.
+            LatentsError: x has a wrong dtype or shape, or is not finite.
+            OptionError: an option is not legal, or the budget too small for one vector.
             CheckpointError: the quantizer was never fitted.
         """
         codes, margins = [], []
@@ -222,7 +224,7 @@ class SuccessiveQuantizer(nn.Module):
     ) -> Iterator[Beams]:
         """The best beam of each vector, a block of vectors after the other."""
         self._check_fitted()
-        self._check_vectors(x)
+        check_vectors(x, self.dim)
         depth = self._depth(num_quantizers)
         candidates, beam_size = self._candidates(num_candidates), self._beams(beam_size)
         block = self._block_size(depth, candidates, beam_size, memory_budget)
@@ -283,13 +285,6 @@ class SuccessiveQuantizer(nn.Module):
                 f"This {type(self).__name__} was never fitted: its data_std is {float(self.data_std)} and must be "
                 "above 0. Load weights, or fit it to vectors."
             )
-
-    def _check_vectors(self, x: Tensor) -> None:
-        if not isinstance(x, Tensor) or x.ndim != 2 or x.shape[1] != self.dim or not x.is_floating_point():
-            found = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            raise OptionError(f"x is {found}: it must be a float tensor [vectors, {self.dim}].")
-        if not bool(torch.isfinite(x).all()):
-            raise OptionError("x holds NaN or infinity: clean the vectors first.")
 
     # Decoding
 

@@ -15,15 +15,15 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from published import Golden, close, listening, model_fixture
 from torch import Tensor, nn
 
-from audiotok import ApCodecModel
+from audiotok import ApCodecConfig, ApCodecModel
 from audiotok.codecs.apcodec.conversion_apcodec import convert_config, convert_weights
 
 LATENT_ATOL, QUANTIZED_ATOL, AUDIO_ATOL, PHASE_ATOL = 2e-5, 1e-5, 2e-5, 1e-3
@@ -43,7 +43,7 @@ RECORDED_FEATURES = [*TINY, *(pytest.param(f"{case}/vectors", marks=pytest.mark.
 REFLECTED = ("tiny_v2/vectors_reflect", "tiny_v1/vectors_reflect")
 BATCHES = ["tiny_v2", "tiny_v1", *(pytest.param(case, marks=pytest.mark.slow) for case in FULL_CASES)]
 
-_models: dict[str, ApCodecModel] = {}
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 @pytest.fixture
@@ -51,32 +51,13 @@ def vectors(golden: Callable) -> Callable[[str], dict[str, Tensor]]:
     return golden("apcodec").vectors
 
 
-@pytest.fixture
-def model(golden: Callable) -> Callable[[str], ApCodecModel]:
-    """`model(case)` → the converted codec in eval mode, made once."""
-
-    def make(case: str) -> ApCodecModel:
-        if case not in _models:
-            files = golden("apcodec")
-            weights = files.weights(case)
-            config = convert_config(files.config(case), weights)
-            with torch.device("meta"):
-                codec = ApCodecModel(config)
-            codec.load_state_dict(convert_weights(weights, config), assign=True)
-            _models[case] = codec.eval()
-        return _models[case]
-
-    return make
+def convert(files: Golden, case: str) -> tuple[ApCodecConfig, dict[str, Tensor]]:
+    weights = files.weights(case)
+    config = convert_config(files.config(case), weights)
+    return config, convert_weights(weights, config)
 
 
-@pytest.fixture(autouse=True)
-def _inference() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
-
-
-def close(found: Tensor, recorded: Tensor, atol: float) -> None:
-    torch.testing.assert_close(found, recorded, atol=atol, rtol=0)
+model = model_fixture("apcodec", ApCodecModel, convert)
 
 
 def modulo(angle: Tensor, period: float) -> Tensor:
@@ -269,21 +250,6 @@ def test_decode(name: str, vectors: Callable, model: Callable) -> None:
 
 
 # Taps
-
-
-@contextmanager
-def listening(modules: dict[str, nn.Module]) -> Generator[dict[str, Tensor]]:
-    """Outputs of modules by name, kept while they run."""
-    heard: dict[str, Tensor] = {}
-    handles = [
-        module.register_forward_hook(lambda _m, _i, output, name=name: heard.__setitem__(name, output))
-        for name, module in modules.items()
-    ]
-    try:
-        yield heard
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def taps(codec: ApCodecModel) -> dict[str, nn.Module]:

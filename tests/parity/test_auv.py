@@ -5,15 +5,14 @@ Recorded in float32 on another machine. Codes must be equal; the tolerances of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
+from published import Golden, close, listening, model_fixture
 from torch import Tensor, nn
 
-from audiotok import AuvModel
+from audiotok import AuvConfig, AuvModel
 from audiotok.codecs.auv.conversion_auv import convert_config, convert_weights
 from audiotok.nn.sinc_resample import sinc_resample
 
@@ -40,7 +39,7 @@ WHOLE = [
 ]
 BATCHES = ["tiny/vectors_batch", "tiny_options/vectors_batch", "full/vectors_batch"]
 
-_models: dict[str, AuvModel] = {}
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 @pytest.fixture
@@ -48,32 +47,12 @@ def vectors(golden: Callable) -> Callable[[str], dict[str, Tensor]]:
     return golden("auv").vectors
 
 
-@pytest.fixture
-def model(golden: Callable) -> Callable[[str], AuvModel]:
-    """`model(case)` → the converted codec in eval mode, made once."""
-
-    def make(case: str) -> AuvModel:
-        if case not in _models:
-            files = golden("auv")
-            config = convert_config(files.config(case))
-            weights = convert_weights(files.weights(case), config)
-            with torch.device("meta"):
-                codec = AuvModel(config)
-            codec.load_state_dict(weights, assign=True)
-            _models[case] = codec.eval()
-        return _models[case]
-
-    return make
+def convert(files: Golden, case: str) -> tuple[AuvConfig, dict[str, Tensor]]:
+    config = convert_config(files.config(case))
+    return config, convert_weights(files.weights(case), config)
 
 
-@pytest.fixture(autouse=True)
-def _inference() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
-
-
-def close(found: Tensor, recorded: Tensor, atol: float) -> None:
-    torch.testing.assert_close(found, recorded, atol=atol, rtol=0)
+model = model_fixture("auv", AuvModel, convert)
 
 
 def same_codes(found: Tensor, recorded: Tensor) -> None:
@@ -135,21 +114,6 @@ def test_silence_has_floor_magnitude_and_zero_phase(vectors: Callable, model: Ca
 
 
 # Taps
-
-
-@contextmanager
-def listening(modules: dict[str, nn.Module]) -> Iterator[dict[str, Any]]:
-    """Outputs of modules by name, kept while they run."""
-    heard: dict[str, Any] = {}
-    handles = [
-        module.register_forward_hook(lambda _m, _i, output, name=name: heard.__setitem__(name, output))
-        for name, module in modules.items()
-    ]
-    try:
-        yield heard
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def backbone_taps(side: str, backbone: nn.Module) -> dict[str, nn.Module]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from published import close
 from torch import Tensor
 
 from audiotok import AuvModel
@@ -32,10 +33,6 @@ def training_model(golden: Callable) -> Callable[[str], AuvModel]:
         return codec.train()
 
     return make
-
-
-def close(found: Tensor, recorded: Tensor, atol: float) -> None:
-    torch.testing.assert_close(found, recorded, atol=atol, rtol=0)
 
 
 def ours(key: str, tensor: Tensor) -> tuple[str, Tensor]:
@@ -107,3 +104,18 @@ def test_domains_reach_the_training_forward(vectors: Callable, training_model: C
     v, codec = vectors("tiny"), training_model("tiny")
     codes = codec(v["input"][:, None], domain=["speech", "other"]).audio_codes
     assert codes[0].max() < 128 and codes[1].min() >= 192
+
+
+@torch.no_grad()
+def test_padding_is_no_part_of_the_losses(vectors: Callable, training_model: Callable) -> None:
+    """Each is the mean over the frames that exist: of each clip's own loss, as many times as it has frames."""
+    codec = training_model("tiny_options").eval()
+    waves, frames = vectors("tiny_options")["input"][:, None], torch.tensor([40, 13])
+    samples = frames * codec.config.hop_length
+    mask = torch.arange(waves.shape[-1]) < samples[:, None]
+    together = codec(waves, mask)
+    alone = [codec(waves[i : i + 1, :, :n], torch.ones(1, n)) for i, n in enumerate(samples)]
+    assert together.losses.keys() == alone[0].losses.keys() == set(codec.loss_names)
+    for name, loss in (*together.losses.items(), ("loss", together.loss)):
+        own = torch.stack([one.loss if name == "loss" else one.losses[name] for one in alone])
+        close(loss, (own * frames).sum() / frames.sum(), 1e-6)

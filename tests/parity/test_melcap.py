@@ -6,19 +6,18 @@ Recorded in float32 on another machine. Codes must be equal; the tolerances of t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from published import Golden, listening, model_fixture
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from audiotok import MelCapModel
+from audiotok import MelCapConfig, MelCapModel
 from audiotok.codecs.melcap import from_row_major, to_row_major
 from audiotok.codecs.melcap.blocks_melcap import Doubling, haar_patches, haar_pictures
 from audiotok.codecs.melcap.conversion_melcap import convert_config, convert_weights
@@ -42,12 +41,11 @@ TINY = [
 ]
 WHOLE = [*TINY, FULL]
 
-_models: dict[str, MelCapModel] = {}
+pytestmark = pytest.mark.usefixtures("inference")
 
 
-def published_weights(golden: Callable, case: str) -> dict[str, Tensor]:
+def published_weights(files: Golden, case: str) -> dict[str, Tensor]:
     """Tensors of both stages by their bare published names."""
-    files = golden("melcap")
     if case == "tiny_stored":
         return {
             **load_file(files.path(f"{case}/stage1.safetensors")),
@@ -61,27 +59,13 @@ def vectors(golden: Callable) -> Callable[[str], dict[str, Tensor]]:
     return golden("melcap").vectors
 
 
-@pytest.fixture
-def model(golden: Callable) -> Callable[[str], MelCapModel]:
-    """`model(case)` → the converted codec in eval mode, made once."""
-
-    def make(case: str) -> MelCapModel:
-        if case not in _models:
-            config, undecided = convert_config(golden("melcap").config(case))
-            assert not undecided
-            with torch.device("meta"):
-                codec = MelCapModel(config)
-            codec.load_state_dict(convert_weights(published_weights(golden, case), config), assign=True)
-            _models[case] = codec.eval()
-        return _models[case]
-
-    return make
+def convert(files: Golden, case: str) -> tuple[MelCapConfig, dict[str, Tensor]]:
+    config, undecided = convert_config(files.config(case))
+    assert not undecided
+    return config, convert_weights(published_weights(files, case), config)
 
 
-@pytest.fixture(autouse=True)
-def _inference() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
+model = model_fixture("melcap", MelCapModel, convert)
 
 
 def close(found: Tensor, recorded: Tensor, atol: float | Tensor) -> None:
@@ -174,21 +158,6 @@ def test_silence_has_several_codes(vectors: Callable, model: Callable) -> None:
 
 
 # Taps
-
-
-@contextmanager
-def listening(modules: dict[str, nn.Module]) -> Iterator[dict[str, Any]]:
-    """Outputs of modules by name, kept while they run."""
-    heard: dict[str, Any] = {}
-    handles = [
-        module.register_forward_hook(lambda _m, _i, output, name=name: heard.__setitem__(name, output))
-        for name, module in modules.items()
-    ]
-    try:
-        yield heard
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def taps_of(codec: MelCapModel) -> dict[str, nn.Module]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from published import close
 from torch import Tensor
 
 from audiotok.quantizers import QINCo2, ResidualQuantizer
@@ -65,10 +66,6 @@ def quantizer(golden: Callable) -> Callable[[str], QINCo2]:
 def _inference() -> Iterator[None]:
     with torch.no_grad():
         yield
-
-
-def close(found: Tensor, recorded: Tensor, atol: float) -> None:
-    torch.testing.assert_close(found, recorded, atol=atol, rtol=0)
 
 
 def numbers(setting: str) -> dict[str, int]:

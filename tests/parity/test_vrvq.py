@@ -6,12 +6,12 @@ Recorded in float32 on another machine. Codes and depths must be equal; the tole
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from published import Golden, close, listening, model_fixture
 from torch import Tensor, nn
 
 from audiotok import VrvqConfig, VrvqModel
@@ -26,7 +26,7 @@ CASES = ["tiny_vbr", "tiny_cbr", FULL]
 VARIABLE = ["tiny_vbr", FULL]
 CLIPS = ["clip", "odd", "short1", "short37", "short512", "short513", "silence"]
 
-_models: dict[str, VrvqModel] = {}
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 @pytest.fixture
@@ -39,32 +39,12 @@ def facts(golden: Callable) -> Callable[[str], dict[str, Any]]:
     return lambda case: json.loads(golden("vrvq").path(f"{case}/facts.json").read_text())
 
 
-@pytest.fixture
-def model(golden: Callable) -> Callable[[str], VrvqModel]:
-    """`model(case)` → the converted codec in eval mode, made once."""
-
-    def make(case: str) -> VrvqModel:
-        if case not in _models:
-            files = golden("vrvq")
-            config = convert_config(files.config(case))
-            weights = convert_weights(files.weights(case), config)
-            with torch.device("meta"):
-                codec = VrvqModel(config)
-            codec.load_state_dict(weights, assign=True)
-            _models[case] = codec.eval()
-        return _models[case]
-
-    return make
+def convert(files: Golden, case: str) -> tuple[VrvqConfig, dict[str, Tensor]]:
+    config = convert_config(files.config(case))
+    return config, convert_weights(files.weights(case), config)
 
 
-@pytest.fixture(autouse=True)
-def _inference() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
-
-
-def close(found: Tensor, recorded: Tensor, atol: float) -> None:
-    torch.testing.assert_close(found, recorded, atol=atol, rtol=0)
+model = model_fixture("vrvq", VrvqModel, convert)
 
 
 def close_of_largest(found: Tensor, recorded: Tensor) -> None:
@@ -164,22 +144,6 @@ def test_losses_in_eval_mode(case: str, vectors: Callable, model: Callable) -> N
         assert torch.equal(output.audio_codes, codec.encode(v[f"{clip}.audio"]).audio_codes)
         if f"{clip}.imp_map" in v:
             close(output.losses["rate"], v[f"{clip}.imp_map"].mean(), IMPORTANCE_ATOL)
-
-
-@contextmanager
-def listening(modules: dict[str, nn.Module]) -> Iterator[dict[str, Any]]:
-    """Outputs of modules by name, or the first of several, kept while they run."""
-    heard: dict[str, Any] = {}
-
-    def keep(name: str) -> Callable:
-        return lambda _m, _i, output: heard.__setitem__(name, output[0] if isinstance(output, tuple) else output)
-
-    handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
-    try:
-        yield heard
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def taps_of(codec: VrvqModel) -> dict[str, nn.Module]:
@@ -302,10 +266,10 @@ def test_decoding_from_codes(vectors: Callable, model: Callable) -> None:
 def test_unpadded_clip(case: str, vectors: Callable, model: Callable, facts: Callable) -> None:
     """The encoder itself floors at every stage; `encode` pads to whole frames first, as the published forward."""
     v, codec, recorded = vectors(case), model(case), facts(case)["odd_unpadded"]
-    _, latents, frames = codec.encoder(v["odd.audio"], [recorded["n"]])
+    features, latents, frames = codec.encoder(v["odd.audio"], [recorded["n"]])
+    features, latents = features.transpose(1, 2), latents.transpose(1, 2)
     assert frames == [recorded["frames"]] == [latents.shape[-1]]
     assert torch.equal(codec.quantizer(latents).codes, v["odd_unpadded.codes"].long())
-    features = codec.encoder(v["odd.audio"], [recorded["n"]])[0]
     kept = codec.importance(features, frames) * codec.config.num_codebooks
     mask = torch.arange(codec.config.num_codebooks)[:, None] <= kept[:, None]
     audio = codec.decoder(codec.quantizer(latents, mask=mask.float()).quantized, frames)[0]

@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 
-from audiotok.codec import CodecConfig
 from audiotok.errors import ConfigError, check_flag, check_number
 from audiotok.facts import CodecFacts
 from audiotok.nn.convnext import VocosBackbone
+from audiotok.prefixes import PrefixConfig
 
 WHOLE_NUMBERS = (
     "sampling_rate n_fft win_length stft_hop_length downsampling_ratio trunk_size intermediate_size num_hidden_layers "
@@ -27,7 +27,7 @@ FLAGS = ("response_norm", "codebook_projections", "causal")
 
 
 @strict
-class ApCodecConfig(CodecConfig):
+class ApCodecConfig(PrefixConfig):
     """The whole codec; the defaults are the released 48 kHz model of 6 kb/s ("v2").
 
     The released 16 kHz models ("v1") have `sampling_rate=16000, win_length=160, hidden_size=64, response_norm=False,
@@ -88,17 +88,9 @@ class ApCodecConfig(CodecConfig):
         check_number("commitment_cost", self.commitment_cost, least=0, kind=float)
         for key in FLAGS:
             check_flag(key, getattr(self, key))
-        self.check_num_quantizers(self.num_quantizers)
         self._check_transform()
         self._check_kernels()
         super().__post_init__(**kwargs)
-
-    def check_num_quantizers(self, count: int | None) -> None:
-        """Raise `ConfigError` unless `count` is None or a number of codes a frame that there are codebooks for."""
-        most = self.num_codebooks
-        if count is None or (isinstance(count, int) and not isinstance(count, bool) and 1 <= count <= most):
-            return
-        raise ConfigError(f"num_quantizers={count!r} is not legal: choose 1 to {most}, or None for all {most}.")
 
     def _check_transform(self) -> None:
         for key in ("n_fft", "win_length", "amplitude_size", "phase_size"):
@@ -132,11 +124,6 @@ class ApCodecConfig(CodecConfig):
         for key in ("downsample_kernel_size", "latent_kernel_size", "output_kernel_size"):
             if getattr(self, key) % 2 == 0:
                 raise ConfigError(f"{key}={getattr(self, key)} is even: choose an odd number, which has a middle.")
-
-    @property
-    def num_codes(self) -> int:
-        """Codes a frame."""
-        return self.num_quantizers or self.num_codebooks
 
     @property
     def num_bins(self) -> int:

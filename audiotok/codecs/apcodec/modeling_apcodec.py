@@ -9,7 +9,6 @@ Shapes: B clips, N samples, K bins, T transform frames, F code frames, D latent 
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -20,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from audiotok.codec import AudioCodec, CodecOutput, CodecTrainingOutput, lengths_from_mask
+from audiotok.codec import CodecOutput, CodecTrainingOutput, lengths_from_mask
 from audiotok.codecs.apcodec.blocks_apcodec import ApCodecDecoder, ApCodecEncoder, Decoded, Encoded
 from audiotok.codecs.apcodec.configuration_apcodec import ApCodecConfig
 from audiotok.codecs.apcodec.front_end_apcodec import PHASES
@@ -28,6 +27,8 @@ from audiotok.codecs.apcodec.losses_apcodec import ReconstructionLosses, compare
 from audiotok.codecs.apcodec.streaming_apcodec import ApCodecStream, encode_frames
 from audiotok.errors import ConfigError, OptionError, check_choice
 from audiotok.nn.masks import valid_frames
+from audiotok.prefixes import PrefixCodec
+from audiotok.quantizers.latents import with_noise
 from audiotok.quantizers.vector import Quantized, ResidualVectorQuantizer
 from audiotok.streaming import streaming_scope
 
@@ -39,7 +40,7 @@ SHARED_KEYS = (
 ).split()
 
 
-class ApCodecModel(AudioCodec):
+class ApCodecModel(PrefixCodec):
     """The APCodec codec.
 
     Codes are `[B, Q, F]`, coarse to fine. `encode(..., num_quantizers=m)` gives the first m codes of each frame, which
@@ -122,32 +123,8 @@ class ApCodecModel(AudioCodec):
         elif module is self.decoder.latent_conv:
             init.zeros_(module.bias)
 
-    def with_num_quantizers(self, num_quantizers: int | None) -> ApCodecModel:
-        """The same weights, shared and not copied, with `num_quantizers` codes a frame (None: all).
-
-        Raises:
-            ConfigError: there are not so many codebooks.
-        """
-        self.config.check_num_quantizers(num_quantizers)
-        same = copy.copy(self)
-        same.config = copy.deepcopy(self.config)
-        same.config.num_quantizers = num_quantizers
-        return same
-
-    def encode(
-        self,
-        input_values: Tensor,
-        padding_mask: Tensor | None = None,
-        *,
-        num_quantizers: int | None = None,
-        **options: Any,
-    ) -> CodecOutput:
-        """As `AudioCodec.encode`, to `num_quantizers` codes a frame in place of the config's number.
-
-        Without `phase` it is settled where there is a padding mask, and published where there is none.
-        """
-        if num_quantizers is not None:
-            return self.with_num_quantizers(num_quantizers).encode(input_values, padding_mask, **options)
+    def encode(self, input_values: Tensor, padding_mask: Tensor | None = None, **options: Any) -> CodecOutput:
+        """As `PrefixCodec.encode`; without `phase` it is settled where there is a padding mask, else published."""
         if padding_mask is None and not self.config.causal and options.get("phase") is None:
             options["phase"] = "published"
         return super().encode(input_values, padding_mask, **options)
@@ -172,9 +149,6 @@ class ApCodecModel(AudioCodec):
         self._check_waveforms(input_values)
         waveform, lengths, _ = self._framed(input_values, padding_mask)
         return self.encoder(waveform, lengths, self._default_phases(padding_mask, len(waveform))).latents
-
-    def codebook_embeddings(self) -> list[Tensor]:
-        return [stage.codebook.weight for stage in self.quantizer.in_order[: self.config.num_codes]]
 
     def forward(
         self,
@@ -321,8 +295,7 @@ class ApCodecModel(AudioCodec):
         if noise is None:
             result = self.quantizer(latents, num_stages=self.config.num_codes, valid=valid)
             return result.quantized, result
-        scale = latents.detach().square().mean(dim=(1, 2), keepdim=True).sqrt()
-        return latents + noise[:, None, None] * scale * torch.randn_like(latents), None
+        return with_noise(latents, noise), None
 
     def _check_teacher(self, teacher: ApCodecConfig) -> None:
         if teacher.causal:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from audiotok.codecs.apcodec.feature_extraction_apcodec import ApCodecFeatureExtractor
 from audiotok.codecs.apcodec.modeling_apcodec import ApCodecModel
-from audiotok.features import CodecFeatureExtractor
-from audiotok.tokenizer import AudioTokenizer
+from audiotok.prefix_tokenizer import PrefixAudioTokenizer
 
 
-class ApCodecAudioTokenizer(AudioTokenizer):
+class ApCodecAudioTokenizer(PrefixAudioTokenizer):
     """`AudioTokenizer` of an `ApCodecModel`.
 
     Options of `from_pretrained` (or of the constructor):
@@ -26,16 +22,3 @@ class ApCodecAudioTokenizer(AudioTokenizer):
 
     codec_class = ApCodecModel
     feature_extractor_class = ApCodecFeatureExtractor
-
-    def __init__(
-        self,
-        codec: ApCodecModel,
-        feature_extractor: CodecFeatureExtractor | None = None,
-        layout: str | None = None,
-        options: Mapping[str, Any] | None = None,
-        name: str = "",
-    ) -> None:
-        options = dict(options or {})
-        if (count := options.pop("num_quantizers", None)) is not None:
-            codec = codec.with_num_quantizers(count)
-        super().__init__(codec, feature_extractor, layout, options, name)

@@ -27,6 +27,7 @@ from audiotok.nn.conformer import ConformerStack
 from audiotok.nn.convnext import ConvNextStack
 from audiotok.nn.masks import valid_frames
 from audiotok.nn.stft import istft, magnitude, phase, reflect_pad, stft
+from audiotok.quantizers.latents import check_latents
 from audiotok.quantizers.vector import Range, ResidualVectorQuantizer
 from audiotok.windows import WindowFlips
 
@@ -215,7 +216,11 @@ class AuvModel(AudioCodec):
         """Decode latents `[B, C, F]` without any search: the ceiling that the codebook cannot pass.
 
         Returns `[B, 1, N]`; `lengths` as in `decode`.
+
+        Raises:
+            LatentsError: wrong dtype or shape, or not finite.
         """
+        check_latents(latents, self.config.hidden_size)
         quantized = self.quantizer.bypass(latents)
         num_frames = latents.shape[-1]
         if lengths is None:
@@ -244,8 +249,9 @@ class AuvModel(AudioCodec):
             latent_noise: `[B]` standard deviations; no search is done, noise on the latents stands for it (the
                 continuous start of a training run).
 
-        Losses by name: `commitment` and `codebook` (unweighted), `magnitude` (L1 of the head's log magnitudes to
-        those of the input). `loss` = commitment_cost * commitment + codebook, as the published quantizer has it.
+        Losses by name, means over the frames that exist: `commitment` and `codebook` (unweighted), `magnitude` (L1 of
+        the head's log magnitudes to those of the input). `loss` = commitment_cost * commitment + codebook, as the
+        published quantizer has it.
         """
         self._check_waveforms(input_values)
         if output_hidden_states is None:
@@ -254,16 +260,17 @@ class AuvModel(AudioCodec):
             return_dict = self.config.return_dict
         waveform, lengths = self._framed(input_values, padding_mask)
         latents, hidden_states = self.encoder(waveform, lengths)
+        frames = [n // self.config.hop_length for n in lengths]
         losses: dict[str, Tensor] = {}
         codes = loss = None
         if latent_noise is not None:
             quantized = self.quantizer.bypass(latents, latent_noise)
         else:
-            result = self.quantizer(latents, self._ranges(domain, len(waveform)))
+            valid = valid_frames(frames, waveform.device)
+            result = self.quantizer(latents, self._ranges(domain, len(waveform)), valid=valid)
             quantized, codes = result.quantized, result.codes
             losses = {"commitment": result.commitment, "codebook": result.codebook}
             loss = self.config.commitment_cost * result.commitment + result.codebook
-        frames = [n // self.config.hop_length for n in lengths]
         decoded = self.decoder(quantized, frames)
         losses["magnitude"] = self._magnitude_loss(decoded.log_magnitude, waveform, lengths, frames)
         output = CodecTrainingOutput(

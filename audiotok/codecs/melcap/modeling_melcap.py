@@ -27,6 +27,7 @@ from audiotok.errors import OptionError
 from audiotok.nn.convnext import VocosBackbone
 from audiotok.nn.masks import valid_frames
 from audiotok.nn.stft import istft, magnitude, reflect_pad, stft
+from audiotok.quantizers.latents import check_latents
 from audiotok.quantizers.vector import Quantized, Range, ResidualVectorQuantizer
 from audiotok.windows import WindowFlips
 
@@ -272,7 +273,11 @@ class MelCapModel(AudioCodec):
         """Decode latents `[B, R * d, W]` without any search: the ceiling that the codebook cannot pass.
 
         Returns `[B, 1, N]`; `lengths` as in `decode`.
+
+        Raises:
+            LatentsError: wrong dtype or shape, or not finite.
         """
+        check_latents(latents, self.config.num_rows * self.config.codebook_dim)
         samples = None if lengths is None else [int(n) for n in lengths]
         num_frames = latents.shape[-1]
         frames = [num_frames] * len(latents) if samples is None else [self._frames_of(n, num_frames) for n in samples]

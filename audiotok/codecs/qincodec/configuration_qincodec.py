@@ -18,6 +18,7 @@ from huggingface_hub.dataclasses import strict
 from audiotok.codec import AudioCodec, CodecConfig
 from audiotok.errors import ConfigError, check_choice, check_flag, check_number, did_you_mean
 from audiotok.facts import CodecFacts
+from audiotok.prefixes import PrefixConfig
 
 QUANTIZER_TYPES = ("qinco2", "rq")
 # Keys of the quantizer that only its networks have: plain residual quantization knows none of them.
@@ -96,7 +97,7 @@ class QuantizerBlock:
 
 
 @strict
-class QinCodecConfig(CodecConfig):
+class QinCodecConfig(PrefixConfig):
     """The whole codec; the defaults are our 44.1 kHz design, of which no trained weights exist.
 
     Args:
@@ -138,7 +139,6 @@ class QinCodecConfig(CodecConfig):
         self.quantizer = QuantizerBlock.from_dict({} if self.quantizer is None else self.quantizer).to_dict()
         check_number("latent_dim", self.latent_dim, least=1)
         check_number("latent_penalty", self.latent_penalty, least=0, kind=float)
-        self.check_num_quantizers(self.num_quantizers)
         self._check_depths()
         if self.autoencoder is None:
             self._check_own()
@@ -146,15 +146,8 @@ class QinCodecConfig(CodecConfig):
             self._take_over()
         super().__post_init__(**kwargs)
 
-    def check_num_quantizers(self, count: int | None) -> None:
-        """Raise `ConfigError` unless `count` is None or a number of codes a frame that there are steps for."""
-        most = self.quantizer_block.num_quantizers
-        if count is None or (isinstance(count, int) and not isinstance(count, bool) and 1 <= count <= most):
-            return
-        raise ConfigError(f"num_quantizers={count!r} is not legal: choose 1 to {most}, or None for all {most}.")
-
     def _check_depths(self) -> None:
-        most = self.quantizer_block.num_quantizers
+        most = self.num_codebooks
         for count in self.decoder_depths or ():
             if not isinstance(count, int) or not 1 <= count <= most:
                 raise ConfigError(f"decoder_depths={self.decoder_depths} is not legal: 1 to {most} each.")
@@ -203,9 +196,9 @@ class QinCodecConfig(CodecConfig):
         return QuantizerBlock.from_dict(self.quantizer or {})
 
     @property
-    def num_codes(self) -> int:
-        """Codes a frame."""
-        return self.num_quantizers or self.quantizer_block.num_quantizers
+    def num_codebooks(self) -> int:
+        """Steps of the quantizer that there are weights for."""
+        return self.quantizer_block.num_quantizers
 
     @property
     def num_hidden_layers(self) -> int | None:

@@ -10,7 +10,6 @@ Shapes: B clips, C channels, N samples, F frames, D latent dimensions, M codes a
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -29,7 +28,9 @@ from audiotok.codecs.qincodec.autoencoders_qincodec import (
 from audiotok.codecs.qincodec.configuration_qincodec import QinCodecConfig, QuantizerBlock
 from audiotok.errors import CodesError, OptionError
 from audiotok.nn.masks import valid_frames
+from audiotok.prefixes import PrefixCodec
 from audiotok.quantizers.implicit import QINCo2
+from audiotok.quantizers.latents import check_latents
 from audiotok.quantizers.residual_kmeans import ResidualQuantizer
 from audiotok.quantizers.successive import SuccessiveQuantizer, TableStep
 
@@ -61,12 +62,13 @@ def build_quantizer(dim: int, block: QuantizerBlock) -> SuccessiveQuantizer:
     )
 
 
-class QinCodecModel(AudioCodec):
+class QinCodecModel(PrefixCodec):
     """The QinCodec codec, with our own autoencoder or that of another codec (`config.autoencoder`).
 
     `encode(..., beam_size=..., num_candidates=...)` trade time for nearness: numbers for all clips, or lists of one a
     clip; `num_candidates=0` tries every codeword. `encode(..., num_quantizers=m)` gives m codes a frame by a search
     that ends after m steps; these are not the first m of a longer encoding. `decode` takes any prefix of any encoding.
+    `codebook_embeddings` are the tables; of their rows QINCo2's networks make codewords from the second step on.
 
     Exactness. Our autoencoder sees `facts.receptive_field_samples` on each side and no more, so windows give the codes
     of the whole clip; another codec's sees what its own facts say. On a CPU `encode` takes the clips of a batch one by
@@ -135,31 +137,6 @@ class QinCodecModel(AudioCodec):
         if isinstance(module, QINCo2):
             module.reset_networks()
 
-    def with_num_quantizers(self, num_quantizers: int | None) -> QinCodecModel:
-        """The same weights, shared and not copied, with `num_quantizers` codes a frame (None: all).
-
-        Raises:
-            ConfigError: there are not so many steps.
-        """
-        self.config.check_num_quantizers(num_quantizers)
-        same = copy.copy(self)
-        same.config = copy.deepcopy(self.config)
-        same.config.num_quantizers = num_quantizers
-        return same
-
-    def encode(
-        self,
-        input_values: Tensor,
-        padding_mask: Tensor | None = None,
-        *,
-        num_quantizers: int | None = None,
-        **options: Any,
-    ) -> CodecOutput:
-        """As `AudioCodec.encode`, to `num_quantizers` codes a frame in place of the config's number."""
-        if num_quantizers is not None:
-            return self.with_num_quantizers(num_quantizers).encode(input_values, padding_mask, **options)
-        return super().encode(input_values, padding_mask, **options)
-
     def check_option_values(self, options: dict[str, Any]) -> None:
         self._searches(options, 1)
 
@@ -177,7 +154,11 @@ class QinCodecModel(AudioCodec):
         """Decode latents `[B, D, F]` that were never quantized: what no quantizer can pass.
 
         Returns `[B, C, N]`; `lengths` as in `decode`.
+
+        Raises:
+            LatentsError: wrong dtype or shape, or not finite.
         """
+        check_latents(latents, self.config.latent_dim)
         num_frames = latents.shape[-1]
         if lengths is None:
             return self.autoencoder.decode(latents, [num_frames] * len(latents)).audio
@@ -185,10 +166,6 @@ class QinCodecModel(AudioCodec):
         frames = [self._frames_of(n, num_frames) for n in samples]
         audio = self.autoencoder.decode(latents[..., : max(frames)], frames).audio
         return self._trim(audio, [self.facts.output_length(n) for n in samples])
-
-    def codebook_embeddings(self) -> list[Tensor]:
-        """The table `[K, D]` of each step in use; from the second on, QINCo2's networks make codewords of its rows."""
-        return [step.codebook.weight for step in self.quantizer.in_order[: self.config.num_codes]]
 
     def forward(
         self,

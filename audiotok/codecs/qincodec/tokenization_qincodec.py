@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from audiotok.codecs.qincodec.feature_extraction_qincodec import QinCodecFeatureExtractor
 from audiotok.codecs.qincodec.modeling_qincodec import QinCodecModel
-from audiotok.features import CodecFeatureExtractor
-from audiotok.tokenizer import AudioTokenizer
+from audiotok.prefix_tokenizer import PrefixAudioTokenizer
 
 
-class QinCodecAudioTokenizer(AudioTokenizer):
+class QinCodecAudioTokenizer(PrefixAudioTokenizer):
     """`AudioTokenizer` of a `QinCodecModel`.
 
     Options of `from_pretrained` (or of the constructor):
@@ -26,16 +22,3 @@ class QinCodecAudioTokenizer(AudioTokenizer):
 
     codec_class = QinCodecModel
     feature_extractor_class = QinCodecFeatureExtractor
-
-    def __init__(
-        self,
-        codec: QinCodecModel,
-        feature_extractor: CodecFeatureExtractor | None = None,
-        layout: str | None = None,
-        options: Mapping[str, Any] | None = None,
-        name: str = "",
-    ) -> None:
-        options = dict(options or {})
-        if (count := options.pop("num_quantizers", None)) is not None:
-            codec = codec.with_num_quantizers(count)
-        super().__init__(codec, feature_extractor, layout, options, name)

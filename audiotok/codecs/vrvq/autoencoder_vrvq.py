@@ -56,12 +56,17 @@ class VrvqEncoder(nn.Module):
         self.conv_out = SnakeConv(config.feature_channels, config.latent_channels, 3, padding=1)
 
     def forward(self, waveform: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor, list[int]]:
-        """`[B, 1, N]` of these lengths → features `[B, C, F]`, latents `[B, D, F]` and the frames of each."""
+        """`[B, 1, N]` of these lengths → features `[B, F, C]`, latents `[B, F, D]` and the frames of each.
+
+        Turned as hidden states are shown, and the features before they are used: so gradients pass what is shown.
+        """
         x = self.conv_in(waveform.to(self.conv_in.bias.dtype))
         x = zero_beyond(x, valid_frames(lengths, x.device))
         for block in self.blocks:
             x, lengths = block(x, lengths)
-        return x, self.conv_out(x, valid_frames(lengths, x.device)), lengths
+        features = x.transpose(1, 2)
+        latents = self.conv_out(features.transpose(1, 2), valid_frames(lengths, x.device))
+        return features, latents.transpose(1, 2), lengths
 
 
 class DecoderBlock(nn.Module):

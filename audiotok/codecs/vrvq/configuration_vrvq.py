@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 
-from audiotok.codec import CodecConfig
 from audiotok.errors import ConfigError, check_choice, check_flag, check_number
 from audiotok.facts import CodecFacts
+from audiotok.prefixes import PrefixConfig
 
 DILATIONS = (1, 3, 9)  # of the residual units of each block
 LEVEL_DISTRIBUTIONS = ("uniform", "log_uniform")
@@ -31,7 +31,7 @@ def _padding(stride: int) -> int:
 
 
 @strict
-class VrvqConfig(CodecConfig):
+class VrvqConfig(PrefixConfig):
     """The whole codec; the defaults are the published main configuration, `vrvq_a2`.
 
     Args:
@@ -104,20 +104,12 @@ class VrvqConfig(CodecConfig):
         super().__post_init__(**kwargs)
         self._check_shapes()
 
-    def check_num_quantizers(self, count: int | None) -> None:
-        """Raise `ConfigError` unless `count` is None or a number of codes a frame that there are codebooks for."""
-        most = self.num_codebooks
-        if count is None or (isinstance(count, int) and not isinstance(count, bool) and 1 <= count <= most):
-            return
-        raise ConfigError(f"num_quantizers={count!r} is not legal: choose 1 to {most}, or None for as trained.")
-
     def _check_sizes(self) -> None:
         for key in ("sampling_rate", "encoder_hidden_size", "decoder_hidden_size", "num_codebooks", "codebook_size"):
             check_number(key, getattr(self, key), least=1)
         if self.hidden_size is not None:
             check_number("hidden_size", self.hidden_size, least=1)
         check_flag("variable_rate", self.variable_rate)
-        self.check_num_quantizers(self.num_quantizers)
         for key in ("downsampling_ratios", "upsampling_ratios"):
             if not getattr(self, key):
                 raise ConfigError(f"{key}=[] is not legal: give the stride of each block, from 2.")
@@ -175,11 +167,6 @@ class VrvqConfig(CodecConfig):
     def variable_depth(self) -> bool:
         """Whether frames differ in their number of codes."""
         return self.variable_rate and self.num_quantizers is None
-
-    @property
-    def num_codes(self) -> int:
-        """Codes a frame, at most."""
-        return self.num_codebooks if self.num_quantizers is None else self.num_quantizers
 
     @property
     def hop_length(self) -> int:

@@ -8,11 +8,10 @@ Shapes: B clips, N samples, F frames, D latent channels, Q codebooks.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -21,13 +20,15 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from audiotok.certified import Certificate
-from audiotok.codec import AudioCodec, CodecOutput, CodecTrainingOutput, lengths_from_mask
+from audiotok.codec import CodecOutput, CodecTrainingOutput, lengths_from_mask
 from audiotok.codecs.vrvq.autoencoder_vrvq import ImportanceSubnet, VrvqDecoder, VrvqEncoder
 from audiotok.codecs.vrvq.configuration_vrvq import VrvqConfig
 from audiotok.codecs.vrvq.rate_vrvq import DEPTH_OPTIONS, DepthChoice, DepthRate, depth_choices, find_level
 from audiotok.errors import OptionError, check_choice
 from audiotok.nn.masks import valid_frames
 from audiotok.nn.weight_norm import WeightNormConv1d, WeightNormLinear
+from audiotok.prefixes import PrefixCodec
+from audiotok.quantizers.latents import with_noise
 from audiotok.quantizers.variable import (
     VariableResidualQuantizer,
     depth_margins,
@@ -42,14 +43,23 @@ class Analysis:
     """What the encoder finds in a batch.
 
     Attributes:
-        features, latents: `[B, C, F]`, `[B, D, F]`.
+        hidden_states: features `[B, F, C]` and latents `[B, F, D]`.
         frames: of each clip. valid: `[B, F]` bool, None where all frames exist.
     """
 
-    features: Tensor
-    latents: Tensor
+    hidden_states: tuple[Tensor, Tensor]
     frames: list[int]
     valid: Tensor | None
+
+    @property
+    def features(self) -> Tensor:
+        """`[B, C, F]`."""
+        return self.hidden_states[0].transpose(1, 2)
+
+    @property
+    def latents(self) -> Tensor:
+        """`[B, D, F]`."""
+        return self.hidden_states[1].transpose(1, 2)
 
     @property
     def exists(self) -> Tensor:
@@ -60,7 +70,7 @@ class Analysis:
         return torch.ones(batch, frames, dtype=torch.bool, device=self.latents.device)
 
 
-class VrvqModel(AudioCodec):
+class VrvqModel(PrefixCodec):
     """The VRVQ codec.
 
     Depth. `encode(..., level=...)` scales the importance of all frames (1 by default; the more, the deeper),
@@ -107,16 +117,9 @@ class VrvqModel(AudioCodec):
         if isinstance(module, (WeightNormConv1d, WeightNormLinear)):
             init.zeros_(module.bias)
 
-    def with_num_quantizers(self, num_quantizers: int | None) -> VrvqModel:
-        """The same weights, shared and not copied, with `num_quantizers` codes in every frame (None: as trained).
-
-        Raises:
-            ConfigError: there are not so many codebooks.
-        """
-        self.config.check_num_quantizers(num_quantizers)
-        same = copy.copy(self)
-        same.config = copy.deepcopy(self.config)
-        same.config.num_quantizers = num_quantizers
+    def with_num_quantizers(self, num_quantizers: int | None) -> Self:
+        """As in every codec with prefixes; with a number, there is nothing left to choose in encoding."""
+        same = super().with_num_quantizers(num_quantizers)
         same.encode_options = DEPTH_OPTIONS if same.config.variable_depth else ()
         return same
 
@@ -124,9 +127,6 @@ class VrvqModel(AudioCodec):
     def rate(self) -> DepthRate:
         """Bits a second from mean depths."""
         return DepthRate(float(self.facts.frame_rate), self.config.num_codebooks, self.config.codebook_size)
-
-    def codebook_embeddings(self) -> list[Tensor]:
-        return [stage.codebook.weight for stage in self.quantizer.in_order[: self.config.num_codes]]
 
     # Encoding
 
@@ -138,15 +138,12 @@ class VrvqModel(AudioCodec):
         bitrate_per: str = "clip",
         **options: Any,
     ) -> CodecOutput:
-        """As `AudioCodec.encode`, with `level=`, `bitrate=` or `num_quantizers=` as the class describes them.
+        """As `PrefixCodec.encode`, with `level=`, `bitrate=` or `num_quantizers=` as the class describes them.
 
         Args:
             bitrate_per: "clip" meets `bitrate` in every clip, "batch" in all clips together, at one level. The
                 latter reads the batch twice, and a clip's depths then depend on the others.
         """
-        if not self.config.variable_depth and options.get("num_quantizers") is not None:
-            shorter = self.with_num_quantizers(options.pop("num_quantizers"))
-            return shorter.encode(input_values, padding_mask, bitrate_per=bitrate_per, **options)
         options = self._with_shared_level(input_values, padding_mask, bitrate_per, options)
         return super().encode(input_values, padding_mask, **options)
 
@@ -269,7 +266,7 @@ class VrvqModel(AudioCodec):
         lengths = [-(-n // hop) * hop for n in lengths]
         waveform = F.pad(waveform, (0, max(0, max(lengths) - waveform.shape[-1])))[..., : max(lengths)]
         features, latents, frames = self.encoder(waveform, lengths)
-        return Analysis(features, latents, frames, valid_frames(frames, latents.device))
+        return Analysis((features, latents), frames, valid_frames(frames, latents.device))
 
     def _importance(self, analysis: Analysis, detach: bool = False) -> Tensor:
         """`[B, F]` in (0, 1)."""
@@ -288,6 +285,7 @@ class VrvqModel(AudioCodec):
         input_values: Tensor,
         padding_mask: Tensor | None = None,
         level: float | Sequence[float | None] | None = None,
+        latent_noise: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         generator: torch.Generator | None = None,
@@ -299,6 +297,8 @@ class VrvqModel(AudioCodec):
             level: as in `encode`. Without it, training draws a level a clip, and lets the last `full_codebook_rate`
                 of the batch keep all books; eval mode takes level 1. (Constant rate: training lets the first
                 `quantizer_dropout` of the batch keep a random number of books.)
+            latent_noise: `[B]` standard deviations, over the latents' own; no search is done, noise stands for it, and
+                there is neither depth nor loss.
             generator: of what is drawn, on the CPU; None for PyTorch's own.
 
         Losses by name: `commitment` and `codebook` of the books kept, and, where the depth varies, `rate`: the mean
@@ -312,20 +312,23 @@ class VrvqModel(AudioCodec):
         if return_dict is None:
             return_dict = self.config.return_dict
         analysis = self._analyse(input_values, padding_mask)
-        mask, losses = self._kept(analysis, level, generator)
-        found = self.quantizer(analysis.latents, num_stages=self.config.num_codes, mask=mask, valid=analysis.valid)
-        losses = {"commitment": found.commitment, "codebook": found.codebook, **losses}
-        audio, states = self.decoder(found.quantized, analysis.frames)
+        codes, losses = None, {}
+        if latent_noise is None:
+            mask, losses = self._kept(analysis, level, generator)
+            found = self.quantizer(analysis.latents, num_stages=self.config.num_codes, mask=mask, valid=analysis.valid)
+            quantized, codes = found.quantized, found.codes if self.training else found.codes.masked_fill(mask == 0, 0)
+            losses = {"commitment": found.commitment, "codebook": found.codebook, **losses}
+        else:
+            quantized = with_noise(analysis.latents, latent_noise)
+        audio, states = self.decoder(quantized, analysis.frames)
         weights = {"commitment": self.config.commitment_cost, "codebook": 1.0, "rate": self.config.rate_cost}
         output = CodecTrainingOutput(
-            loss=torch.stack([weights[name] * loss for name, loss in losses.items()]).sum(),
+            loss=torch.stack([weights[name] * loss for name, loss in losses.items()]).sum() if losses else None,
             losses=losses,
             audio_values=self._trim(audio, [input_values.shape[-1]] * len(audio)),
-            audio_codes=found.codes if self.training else found.codes.masked_fill(mask == 0, 0),
+            audio_codes=codes,
             latents=analysis.latents,
-            hidden_states=(analysis.features.transpose(1, 2), analysis.latents.transpose(1, 2))
-            if output_hidden_states
-            else None,
+            hidden_states=analysis.hidden_states if output_hidden_states else None,
             distillation_features=states,
         )
         return output if return_dict else output.to_tuple()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -14,8 +14,7 @@ from audiotok.codec import CodecOutput
 from audiotok.codecs.vrvq.feature_extraction_vrvq import VrvqFeatureExtractor
 from audiotok.codecs.vrvq.modeling_vrvq import VrvqModel
 from audiotok.encoding import ClipCodes, ClipEncoder
-from audiotok.features import CodecFeatureExtractor
-from audiotok.tokenizer import AudioTokenizer
+from audiotok.prefix_tokenizer import PrefixAudioTokenizer
 
 
 class VrvqClipEncoder(ClipEncoder):
@@ -53,7 +52,7 @@ class VrvqClipEncoder(ClipEncoder):
         return super()._clip(output, row, num_frames)
 
 
-class VrvqAudioTokenizer(AudioTokenizer):
+class VrvqAudioTokenizer(PrefixAudioTokenizer):
     """`AudioTokenizer` of a `VrvqModel`.
 
     Options of `__call__`, or of `from_pretrained` as defaults; one value, or a list of one a clip. At most one of them
@@ -73,20 +72,6 @@ class VrvqAudioTokenizer(AudioTokenizer):
     codec_class = VrvqModel
     feature_extractor_class = VrvqFeatureExtractor
     encoder_class: ClassVar[type[ClipEncoder]] = VrvqClipEncoder
-
-    def __init__(
-        self,
-        codec: VrvqModel,
-        feature_extractor: CodecFeatureExtractor | None = None,
-        layout: str | None = None,
-        options: Mapping[str, Any] | None = None,
-        name: str = "",
-    ) -> None:
-        options = dict(options or {})
-        is_constant = not codec.facts.variable_depth or layout not in (None, "variable")
-        if is_constant and (count := options.pop("num_quantizers", None)) is not None:
-            codec = codec.with_num_quantizers(count)
-        super().__init__(codec, feature_extractor, layout, options, name)
 
     def encoder(self, batch_size: int | None = None, certify: bool = True, **options: Any) -> ClipEncoder:
         """As in every tokenizer; what decides the depth here replaces what decides it by default."""
