@@ -107,7 +107,7 @@ class ClipEncoder:
                 )
         facts = self.codec.facts
         pool: list[tuple[int, Any]] = []
-        limit = self._whole_limit()
+        limit = self.longest_whole
         for i, source in enumerate(sources):
             options = clip_options(self.options, i, len(sources))
             with open_audio(
@@ -210,8 +210,9 @@ class ClipEncoder:
             depths = np.concatenate([clip.depths for clip in clips if clip.depths is not None])
         return ClipCodes(codes, reader.num_read, depths, clips[0].scales)
 
-    def _whole_limit(self) -> int:
-        """Samples up to which a clip is encoded whole."""
+    @property
+    def longest_whole(self) -> int:
+        """Samples, at the codec's rate, up to which a clip is encoded whole."""
         facts = self.codec.facts
         if self.windowing is None:
             return round(MAX_WHOLE_S * facts.sampling_rate)

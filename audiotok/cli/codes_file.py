@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from audiotok.cli.clip_files import StoredClip, unreadable
 from audiotok.cli.loading import Origin
+from audiotok.clip_rows import ClipRows, FrameOrder
 from audiotok.errors import CodesError
-from audiotok.layouts import Layout, default_layout
 
 if TYPE_CHECKING:
     from audiotok.encoding import ClipCodes
@@ -28,24 +28,15 @@ class CodesWriter:
     """Writes codes.parquet; `close` writes what is left, the file itself stays open."""
 
     def __init__(self, file: BinaryIO, tokenizer: AudioTokenizer) -> None:
-        self._order, self._rate = FrameOrder(tokenizer), tokenizer.sampling_rate
-        self._schema = _schema(tokenizer)
+        self._clips = ClipRows(tokenizer)
+        self._schema = self._clips.schema.with_metadata({METADATA_KEY: Origin.of(tokenizer).to_json().encode()})
         self._parquet = pq.ParquetWriter(file, self._schema)
         self._rows: list[dict[str, Any]] = []
         self._num_codes = 0
 
     def write(self, clip_id: str, clip: ClipCodes) -> None:
-        codes, num_frames = self._order.flatten(clip.codes, clip.depths)
-        row = {
-            "id": clip_id,
-            "codes": codes.astype(self._schema.field("codes").type.value_type.to_pandas_dtype()),
-            "depths": clip.depths,
-            "num_frames": num_frames,
-            "audio_length": clip.audio_length,
-            "duration": clip.audio_length / self._rate,
-        }
-        self._rows.append({name: row[name] for name in self._schema.names})
-        self._num_codes += len(codes)
+        self._rows.append(self._clips.row(clip_id, clip))
+        self._num_codes += len(self._rows[-1]["codes"])
         if self._num_codes >= _CODES_A_GROUP:
             self._write_group()
 
@@ -57,51 +48,6 @@ class CodesWriter:
         if self._rows:
             self._parquet.write_table(pa.Table.from_pylist(self._rows, self._schema))
         self._rows, self._num_codes = [], 0
-
-
-def _schema(tokenizer: AudioTokenizer) -> pa.Schema:
-    facts = tokenizer.codec.facts
-    code = pa.uint16() if max(facts.codebook_sizes) <= 1 << 16 else pa.uint32()
-    fields = [("id", pa.string()), ("codes", pa.list_(code))]
-    if facts.variable_depth:
-        fields.append(("depths", pa.list_(pa.uint8())))
-    fields += [("num_frames", pa.int64()), ("audio_length", pa.int64()), ("duration", pa.float64())]
-    return pa.schema(fields, metadata={METADATA_KEY: Origin.of(tokenizer).to_json().encode()})
-
-
-class FrameOrder:
-    """Codes of a clip as one run, frame by frame: the order of the codec's default layout, without its id offsets."""
-
-    def __init__(self, tokenizer: AudioTokenizer) -> None:
-        facts = tokenizer.codec.facts
-        self._strides = facts.codebook_strides
-        self._layout: Layout = default_layout(tokenizer.vocabulary, facts.codebook_strides, facts.variable_depth)
-
-    def flatten(self, codes: Any, depths: np.ndarray | None) -> tuple[np.ndarray, int]:
-        """Codes `[Q, T]` (a list of `[T_q]` where codebooks have different rates) → `[L]`, and T."""
-        num_frames = codes[0].shape[-1] * self._strides[0]
-        return self._layout.codes_to_ids(codes, depths) - self._offsets(num_frames, depths), num_frames
-
-    def restore(self, flat: np.ndarray, num_frames: int, depths: np.ndarray | None) -> tuple[Any, np.ndarray | None]:
-        """Codes and depths: the inverse of `flatten`.
-
-        Raises:
-            TokenError: the run is no clip of so many frames, or of another codec.
-        """
-        if num_frames < 0:
-            raise CodesError(f"num_frames={num_frames} is not legal: 0 or more.")
-        offsets = self._offsets(num_frames, depths)
-        if len(flat) != len(offsets):
-            raise CodesError(
-                f"{len(flat)} codes are not {num_frames} frames of this codec, which have {len(offsets)}: were they "
-                "made by another one?"
-            )
-        return self._layout.ids_to_codes(flat + offsets).codes, depths
-
-    def _offsets(self, num_frames: int, depths: np.ndarray | None) -> np.ndarray:
-        """What stands between code and id at each place: the ids of a clip of zeros."""
-        zeros = [np.zeros(num_frames // stride, np.int64) for stride in self._strides]
-        return self._layout.codes_to_ids(zeros if max(self._strides) > 1 else np.stack(zeros), depths)
 
 
 class CodesReader:

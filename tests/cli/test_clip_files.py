@@ -13,9 +13,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from audiotok import AudioTokenizer
-from audiotok.cli.codes_file import FrameOrder
 from audiotok.cli.ids_file import IdsReader, IdsWriter
 from audiotok.cli.outputs import ClipNames, whole_file
+from audiotok.clip_rows import FrameOrder
 from audiotok.encoding import ClipCodes
 from audiotok.errors import CodesError, OutputExistsError
 from audiotok.vocabulary import AudioVocabulary
