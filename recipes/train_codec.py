@@ -8,8 +8,9 @@ Runs on a CPU, one GPU or several (`accelerate launch -m audiotok.recipes.train_
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +19,7 @@ import torch
 import typer
 import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast, set_seed
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -34,13 +35,17 @@ from audiotok.recipes.training.corpus import default_cache, hold_out, open_corpu
 from audiotok.recipes.training.data import CropDataset, batch_loader, validation_set
 from audiotok.recipes.training.discriminators import Adversary
 from audiotok.recipes.training.distillation import Distillation, load_codec_teacher
+from audiotok.recipes.training.lapped_start import check_lapped, lapped_start
 from audiotok.recipes.training.latents import collect_latents
 from audiotok.recipes.training.objective import Objective, forward_options, takes_noise, weighted_sum
 from audiotok.recipes.training.reporting import RunningMeans, RunReport, loss_columns
+from audiotok.recipes.training.residual_books import check_fittable, fit_residual_books
 from audiotok.recipes.training.schedule import Moment, Schedule
 from audiotok.recipes.training.state import Checkpoints, Progress, WeightAverage
 from audiotok.recipes.training.stopping import StopWatch
 from audiotok.recipes.training.validation import COLUMNS, LOWER_IS_BETTER, Validator
+
+START_CROPS = 64  # that a lapped start looks at
 
 
 class CodecTrainer:
@@ -82,8 +87,9 @@ class CodecTrainer:
     # Building
 
     def _may_leave_unused(self) -> bool:
-        """Teachers of absent domains and a book that is not searched leave parameters without a gradient."""
-        return bool(self.config.distillation.teachers) or self.config.codebook.update == "gradient"
+        """Teachers of absent domains, a book that is not searched and frozen parts leave some without a gradient."""
+        parts_rest = any(stage.frozen for stage in self.config.stages)
+        return bool(self.config.distillation.teachers) or self.config.codebook.update == "gradient" or parts_rest
 
     def _build_codec(self) -> None:
         """The codec, its moving average, its book, its optimizer and its losses."""
@@ -107,6 +113,13 @@ class CodecTrainer:
     def _check_stages(self, codec: AudioCodec) -> None:
         """A stage with noise instead of a search needs a codec that can do without one."""
         searchless = [stage.name for stage in self.schedule.stages if stage.latent_noise is not None]
+        if self.config.codec.start == "lapped":
+            check_lapped(codec)
+        for stage in self.schedule.stages:
+            for part in stage.frozen:
+                check_choice(f"a part under stages.{stage.name}.frozen", part, dict(codec.named_children()))
+        if self.config.codebook.update == "gradient" and any(stage.fit_codebook for stage in self.schedule.stages):
+            check_fittable(codec.quantizer)
         if searchless and not takes_noise(codec):
             raise ConfigError(
                 f"stages.{searchless[0]}.latent_noise: {type(codec).__name__} always searches its codebooks; leave "
@@ -157,8 +170,18 @@ class CodecTrainer:
         elif self.checkpoints.find():
             raise OutputExistsError(f"{self.output} already holds a run: add --resume, or name another folder.")
         else:
+            if self.config.codec.start == "lapped":
+                self._start_lapped()
             set_seed(self.config.seed, device_specific=True)
         self.report = self._open_report() if self.accelerator.is_main_process else None
+
+    def _start_lapped(self) -> None:
+        """The same in every process: crops of the first step, drawn by the seed alone."""
+        rng = np.random.default_rng(self.config.seed)
+        names = self.dataset.draw_domains(rng, self.config.data.domain_weights, START_CROPS)
+        crops = np.stack([self.dataset.augmented_crop(rng, name) for name in names])[:, None]
+        lapped_start(self.codec, torch.from_numpy(crops).to(self.accelerator.device))
+        self.average.module.load_state_dict(self.codec.state_dict())
 
     def _open_report(self) -> RunReport:
         self.output.mkdir(parents=True, exist_ok=True)
@@ -184,7 +207,7 @@ class CodecTrainer:
         """Train to the end, a limit or a signal; returns the signal's number, or 0."""
         watch = StopWatch(self.accelerator, self.max_minutes)
         self.saved_at = time.monotonic()
-        self.means = RunningMeans()
+        self.means, self.entered = RunningMeans(), None
         for step, micro_batches in self._steps():
             moment = self.schedule.at(step)
             self._enter_stage(moment)
@@ -208,13 +231,21 @@ class CodecTrainer:
             yield step, [next(batches) for _ in range(count)]
 
     def _enter_stage(self, moment: Moment) -> None:
-        """What happens once, before a stage's first step."""
+        """What happens before a stage's first step, and again where a run resumes in its middle."""
+        if moment.stage is self.entered:
+            return
+        self.entered = moment.stage
+        for parameter in self.trained:
+            parameter.requires_grad_(True)
+        for part in moment.stage.frozen:
+            self.codec.get_submodule(part).requires_grad_(False)
         if moment.weighs("adversarial", "feature_matching") and self.adversary is None:
             self._build_part("adversary")
         if moment.weighs("distillation"):
             self._engage_teachers()
-        if self.book and moment.stage.fit_codebook and moment.stage.name not in self.progress.fitted_stages:
-            self._fit_book(self.book)
+        if moment.stage.fit_codebook and moment.stage.name not in self.progress.fitted_stages:
+            with self.console.status("fitting the book" if self.book else "fitting the books"):
+                self._fit_book(self.book) if self.book else self._fit_residual_books()
             self.progress.fitted_stages.append(moment.stage.name)
 
     def _engage_teachers(self) -> None:
@@ -229,12 +260,27 @@ class CodecTrainer:
         settings, rows = self.config.codebook, book.weight
         fitted = torch.zeros_like(rows)
         if self.accelerator.is_main_process:
-            weights, frames = self.config.data.domain_weights, settings.fit_frames
-            with self.console.status("fitting the book"):
-                latents = collect_latents(self.codec, self.dataset, self.ranges, weights, frames, self.accelerator)
-                found = fit_nested_book(latents, self.ranges, len(rows), settings.fit_iterations, self.config.seed)
-                fitted += found.to(rows)
+            latents = self._latents_to_fit(self.codec.quantizer.project_in)
+            found = fit_nested_book(latents, self.ranges, len(rows), settings.fit_iterations, self.config.seed)
+            fitted += found.to(rows)
         book.restart(self.accelerator.reduce(fitted))
+
+    def _fit_residual_books(self) -> None:
+        """Projections and books of every stage; the first process fits, the others receive what it found."""
+        quantizer, settings = self.codec.quantizer, self.config.codebook
+        if self.accelerator.is_main_process:
+            latents = torch.cat(list(self._latents_to_fit(lambda found: found).values()))
+            on_cpu = copy.deepcopy(quantizer).cpu()
+            left = fit_residual_books(on_cpu, latents, settings.fit_iterations, self.config.seed)
+            quantizer.load_state_dict(on_cpu.state_dict())
+            self.console.print(f"books fitted; of the latents' energy, {left[0]:.0%} to {left[-1]:.0%} is left")
+        for parameter in quantizer.parameters():
+            broadcast(parameter.data)
+        self.average.module.quantizer.load_state_dict(quantizer.state_dict())
+
+    def _latents_to_fit(self, project: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        weights, frames = self.config.data.domain_weights, self.config.codebook.fit_frames
+        return collect_latents(self.codec, self.dataset, self.ranges, weights, frames, self.accelerator, project)
 
     def _learn(self, batch: dict[str, Any], moment: Moment) -> None:
         """One forward and backward pass; the weights move where a step's micro-batches are complete."""

@@ -26,6 +26,7 @@ from audiotok.recipes.training.losses import (
     MultiScaleMel,
     magnitude_spectrogram,
     spread_loss,
+    waveform_error,
 )
 
 RATE = 16_000
@@ -127,6 +128,17 @@ def test_linear_spectra_of_silence_have_gradients_that_are_numbers():
     assert torch.isfinite(silent.grad).all()
 
 
+# Waveforms
+
+
+def test_waveform_error_is_relative_to_each_clip():
+    x = noise(2)
+    assert waveform_error(x, x).item() == 0
+    assert waveform_error(torch.zeros_like(x), x).item() == pytest.approx(1)
+    loud_and_soft = x * torch.tensor([1.0, 0.01])[:, None, None]
+    assert waveform_error(0.9 * loud_and_soft, loud_and_soft).item() == pytest.approx(0.1, rel=1e-4)
+
+
 # Envelope correlation
 
 
@@ -160,6 +172,7 @@ def test_silence_gives_finite_values_and_gradients(mel: MultiScaleMel, correlati
     for loss in (
         *mel.terms(output, target).values(),
         correlation(output, target),
+        waveform_error(output, target),
         generator_hinge(discriminators(output)),
         feature_matching(discriminators(target), discriminators(output)),
     ):

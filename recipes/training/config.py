@@ -25,6 +25,7 @@ LOSS_NAMES = (
     "mel",
     "mel_convergence",
     "stft",
+    "waveform",
     "spread",
     "correlation",
     "adversarial",
@@ -35,10 +36,16 @@ LOSS_NAMES = (
 
 @dataclass
 class CodecSection:
-    """Which codec is trained: the family's name and the keys of its config class."""
+    """Which codec is trained: the family's name and the keys of its config class.
+
+    Attributes:
+        start: weights before the first step: "random", or "lapped", which spares a codec of waveforms its first hours;
+            see `audiotok.recipes.training.lapped_start`.
+    """
 
     family: str = "auv"
     config: dict[str, Any] = field(default_factory=dict)
+    start: str = "random"
 
 
 @dataclass
@@ -116,6 +123,7 @@ class StageSection:
         warmup_steps, flat_fraction, final_fraction: the rate climbs linearly, stays until `flat_fraction` of
             the stage and falls linearly to `final_fraction` of itself.
         discriminator_warmup: steps at the start in which only the discriminators learn.
+        frozen: parts of the codec that stay as they are in this stage, by name: `encoder`, `quantizer`.
         domain_weights: instead of those under `data`, in this stage.
         forward: further keywords of the codec's `forward` in this stage, as `level: 6.0` of VRVQ.
     """
@@ -128,6 +136,7 @@ class StageSection:
     final_fraction: float = 1.0
     latent_noise: float | None = None
     fit_codebook: bool = False
+    frozen: list[str] = field(default_factory=list)
     discriminator_warmup: int = 0
     loss_weights: dict[str, float] = field(default_factory=dict)
     domain_weights: dict[str, float] | None = None
@@ -244,6 +253,7 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
 
 def _check(config: TrainConfig) -> None:
     check_choice("codec.family", config.codec.family, FAMILIES)
+    check_choice("codec.start", config.codec.start, ("random", "lapped"))
     check_choice("mixed_precision", config.mixed_precision, ("no", "bf16", "fp16"))
     check_choice("codebook.update", config.codebook.update, ("ema", "gradient"))
     data = config.data
@@ -288,8 +298,6 @@ def _check_stage(stage: StageSection, config: TrainConfig) -> None:
         raise ConfigError(
             f"{where}: with latent_noise no code is searched, so there is no commitment, codebook or fit_codebook."
         )
-    if stage.fit_codebook and config.codebook.update != "ema":
-        raise ConfigError(f"{where}: fit_codebook=true needs codebook.update=ema.")
     if "distillation" in weighted:
         _check_distillation(where, model, config.distillation)
 

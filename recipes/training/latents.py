@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -22,12 +24,14 @@ def collect_latents(
     weights: dict[str, float],
     frames_per_range: int,
     accelerator: Accelerator,
+    project: Callable[[Tensor], Tensor],
 ) -> dict[str, Tensor]:
-    """Codec domain -> `[M, d]` unit latents on the CPU; domains that search one range share its frames.
+    """Codec domain -> `[M, d]` latents on the CPU; domains that search one range share its frames.
 
     Args:
         ranges: codec domain -> code range.
         weights: metadata domain -> share in training; those of 0 and without clips are left out.
+        project: from the encoder's latents `[B, C, T]` to those that are wanted, `[B, d, T]`.
     """
     rng = np.random.default_rng([dataset.seed, 0x0B00C])
     names = {
@@ -37,7 +41,7 @@ def collect_latents(
     latents = {}
     for domain, name in names.items():
         sharing = sum(ranges[other] == ranges[domain] for other in names)
-        latents[domain] = _latents_of(codec, dataset, name, frames_per_range // sharing, rng, accelerator)
+        latents[domain] = _latents_of(codec, dataset, name, frames_per_range // sharing, rng, accelerator, project)
     return latents
 
 
@@ -48,11 +52,12 @@ def _latents_of(
     num_frames: int,
     rng: np.random.Generator,
     accelerator: Accelerator,
+    project: Callable[[Tensor], Tensor],
 ) -> Tensor:
     parts: list[Tensor] = []
     while sum(map(len, parts)) < num_frames:
         crops = np.stack([dataset.augmented_crop(rng, name) for _ in range(CROPS_PER_BATCH)])[:, None]
         with accelerator.autocast():
             latents = codec.latents(torch.from_numpy(crops).to(accelerator.device))
-        parts.append(codec.quantizer.project_in(latents.float()).transpose(1, 2).flatten(0, 1).cpu())
+        parts.append(project(latents.float()).transpose(1, 2).flatten(0, 1).cpu())
     return torch.cat(parts)[:num_frames]

@@ -106,6 +106,17 @@ def convergence(got: Tensor, wanted: Tensor) -> Tensor:
     return ((got - wanted).flatten(1).norm(dim=1) / energy).mean()
 
 
+def waveform_error(reconstruction: Tensor, target: Tensor) -> Tensor:
+    """|x - y| / |x| of waveforms `[B, 1, N]`, mean over clips: 1 for silence.
+
+    For codecs whose encoder sees the waveform, and can keep where its periods lie: spectra alone teach a fresh decoder
+    of waveforms slowly what it should sound like. Clips below -80 dB count as if they had that level.
+    """
+    silence = 1e-4 * target.shape[-1] ** 0.5
+    error = (reconstruction - target).flatten(1).norm(dim=1)
+    return (error / target.flatten(1).norm(dim=1).clamp_min(silence)).mean()
+
+
 class BandCorrelation(nn.Module):
     """1 - correlation of third-octave envelopes over 30 frames (about 0.4 s), the idea behind STOI.
 

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from audiotok.codec import AudioCodec, CodecTrainingOutput
-from audiotok.recipes.training.losses import BandCorrelation, MultiResolutionSTFT, MultiScaleMel, spread_loss
+from audiotok.recipes.training.losses import (
+    BandCorrelation,
+    MultiResolutionSTFT,
+    MultiScaleMel,
+    spread_loss,
+    waveform_error,
+)
 
 SPREAD_LATENTS = 512  # of a batch; the loss compares all pairs
 
@@ -39,6 +45,8 @@ class Objective(nn.Module):
             terms |= {name: value for name, value in mel.items() if weights.get(name)}
         if weights.get("stft"):
             terms["stft"] = self.stft(out.audio_values, target)
+        if weights.get("waveform"):
+            terms["waveform"] = waveform_error(out.audio_values, target)
         if weights.get("correlation"):
             terms["correlation"] = self.correlation(out.audio_values, target)
         if z is not None and weights.get("spread"):

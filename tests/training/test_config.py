@@ -43,7 +43,7 @@ def test_bundled_configs_load_and_say_where_a_loss_imitates_a_metric(path: Path)
         ("mixed_precision=fp8", "choose one of no, bf16, fp16"),
         ("stages.continuous.loss_weights.commitment=1", "no code is searched"),
         ("stages.joint.loss_weights.distillation=1", "distillation.teachers"),
-        ("codebook.update=gradient", "needs codebook.update=ema"),
+        ("codec.start=laped", 'Did you mean "lapped"?'),
         ("stages.finish.name=joint", "a name of its own"),
         ("validation.best_by=pesq", "choose one of mel_distance, stoi, estoi"),
         ("validation.best_by=stoi", "needs validation.intelligibility=true"),
