@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audiotok.codec import AudioCodec, CodecTrainingOutput
@@ -50,7 +51,7 @@ class Objective(nn.Module):
         if weights.get("correlation"):
             terms["correlation"] = self.correlation(out.audio_values, target)
         if z is not None and weights.get("spread"):
-            terms["spread"] = spread_loss(_some(z))
+            terms["spread"] = spread_loss(F.normalize(_some(z), dim=1))  # searched by direction
         return terms
 
 
