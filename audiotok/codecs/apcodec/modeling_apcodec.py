@@ -31,6 +31,7 @@ from audiotok.prefixes import PrefixCodec
 from audiotok.quantizers.latents import with_noise
 from audiotok.quantizers.vector import Quantized, ResidualVectorQuantizer
 from audiotok.streaming import streaming_scope
+from audiotok.windows import WindowFlips
 
 # Of the weights that a trunk starts with.
 TRUNK_STD = 0.02
@@ -81,6 +82,11 @@ class ApCodecModel(PrefixCodec):
     # (`audiotok.recipes.measure_margins`; x86-64 with AVX-512, torch 2.13). The bound is six times as wide, since
     # trained latents lie nearer to their rows. Not measured for the causal variant.
     margin_bounds: ClassVar[dict[tuple[str, torch.dtype], float]] = {("cpu", torch.float32): 1e-4}
+    # Of blocks with the norm over time; those with layer scale see finitely far.
+    window_flips: ClassVar[tuple[WindowFlips, ...]] = tuple(
+        WindowFlips(10.0, context, share, "clips of 30 s, full size, weights drawn at random")
+        for context, share in ((1.0, 0.038), (5.0, 0.027))
+    )
     loss_names = (
         "amplitude",
         "phase",
