@@ -17,7 +17,7 @@ from training.helpers import CONFIGS, run
 CENTRED = {**APCODEC, "response_norm": False, "num_hidden_layers": 1}
 # YAML → the keys of a tiny codec, and the stage that is shown to learn.
 TINY_CODECS: dict[str, tuple[dict[str, Any], str]] = {
-    "vrvq_mini": ({**VRVQ, "level_min": 0.5, "level_max": 2.0}, "joint"),
+    "vrvq_mini": ({**VRVQ, "decoder_hidden_size": 32, "level_min": 0.5, "level_max": 2.0}, "joint"),
     "apcodec_mini": (CENTRED, "joint"),
     "apcodec_causal_mini": ({**APCODEC, **APCODEC_CAUSAL}, "joint"),
     "melcap_mini": ({**MELCAP, "normalize_latents": True}, "joint"),
