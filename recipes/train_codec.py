@@ -244,8 +244,10 @@ class CodecTrainer:
         if moment.weighs("distillation"):
             self._engage_teachers()
         if moment.stage.fit_codebook and moment.stage.name not in self.progress.fitted_stages:
-            with self.console.status("fitting the book" if self.book else "fitting the books"):
-                self._fit_book(self.book) if self.book else self._fit_residual_books()
+            if self.book:
+                self._fit_book(self.book)
+            else:
+                self._fit_residual_books()
             self.progress.fitted_stages.append(moment.stage.name)
 
     def _engage_teachers(self) -> None:
@@ -260,8 +262,9 @@ class CodecTrainer:
         settings, rows = self.config.codebook, book.weight
         fitted = torch.zeros_like(rows)
         if self.accelerator.is_main_process:
-            latents = self._latents_to_fit(self.codec.quantizer.project_in)
-            found = fit_nested_book(latents, self.ranges, len(rows), settings.fit_iterations, self.config.seed)
+            with self.console.status("fitting the book"):
+                latents = self._latents_to_fit(self.codec.quantizer.project_in)
+                found = fit_nested_book(latents, self.ranges, len(rows), settings.fit_iterations, self.config.seed)
             fitted += found.to(rows)
         book.restart(self.accelerator.reduce(fitted))
 
@@ -269,9 +272,10 @@ class CodecTrainer:
         """Projections and books of every stage; the first process fits, the others receive what it found."""
         quantizer, settings = self.codec.quantizer, self.config.codebook
         if self.accelerator.is_main_process:
-            latents = torch.cat(list(self._latents_to_fit(lambda found: found).values()))
-            on_cpu = copy.deepcopy(quantizer).cpu()
-            left = fit_residual_books(on_cpu, latents, settings.fit_iterations, self.config.seed)
+            with self.console.status("fitting the books"):
+                latents = torch.cat(list(self._latents_to_fit(lambda found: found).values()))
+                on_cpu = copy.deepcopy(quantizer).cpu()
+                left = fit_residual_books(on_cpu, latents, settings.fit_iterations, self.config.seed)
             quantizer.load_state_dict(on_cpu.state_dict())
             self.console.print(f"books fitted; of the latents' energy, {left[0]:.0%} to {left[-1]:.0%} is left")
         for parameter in quantizer.parameters():
