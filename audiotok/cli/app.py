@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn, TextIO
 import typer
 
 from audiotok import __version__
-from audiotok.cli import convert, decode, demo, encode, info, roundtrip
+from audiotok.cli import convert, decode, demo, encode, info, roundtrip, tokenize
 from audiotok.cli.reporting import complain, wants_traceback
 from audiotok.errors import AudioTokError
 
@@ -45,6 +45,7 @@ app.command("list", epilog=info.LIST_EXAMPLES)(info.list_names)
 app.command("info", epilog=info.INFO_EXAMPLES)(info.info)
 app.command("encode", epilog=encode.EXAMPLES)(encode.encode)
 app.command("decode", epilog=decode.EXAMPLES)(decode.decode)
+app.command("tokenize", epilog=tokenize.EXAMPLES)(tokenize.tokenize)
 app.command("roundtrip", epilog=roundtrip.EXAMPLES)(roundtrip.roundtrip)
 app.command("convert", epilog=convert.EXAMPLES)(convert.convert)
 app.command("demo", epilog=demo.EXAMPLES)(demo.demo)

@@ -37,7 +37,8 @@ def wants_traceback() -> bool:
 
 def counted(number: int, noun: str) -> str:
     """A number with its noun in the singular or plural."""
-    return f"{number:,} {noun}{'s' * (number != 1)}"
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{plural * (number != 1)}"
 
 
 def seconds_done(name: str, done: float, total: float | None) -> str:

@@ -14,7 +14,7 @@ import soundfile
 
 from audiotok import AudioTokenizer
 
-COMMANDS = ("list", "info", "encode", "decode", "roundtrip", "convert", "demo")
+COMMANDS = ("list", "info", "encode", "decode", "tokenize", "roundtrip", "convert", "demo")
 HEAVY = ("torch", "transformers", "numpy", "pyarrow", "matplotlib", "rich", "soundfile", "huggingface_hub")
 RATE = 16_000
 

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from audiotok import auto
 from audiotok.codec import AudioCodec
 from audiotok.facts import CodecFacts
 from audiotok.tokenizer import AudioTokenizer
 from conformance.codecs_table import TABLE, shared_codec, tokenizer_of
-from conformance.toy_codecs import TOY_FAMILIES
+from conformance.toy_codecs import known_toys
+
+__all__ = ["known_toys"]
 
 # Module scope throughout: hypothesis runs many examples with one set of fixtures, and nothing here is changed.
-
-
-@pytest.fixture(autouse=True, scope="module")
-def known_toys() -> Iterator[None]:
-    """The toys in the table of families, for these tests only."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, family in TOY_FAMILIES.items():
-            patch.setitem(auto.FAMILIES, name, family)
-        yield
 
 
 @pytest.fixture(params=TABLE, scope="module")

@@ -14,14 +14,16 @@ Shapes: B clips, C channels, N samples, Q codebooks, F frames, D hidden channels
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
+from audiotok import auto
 from audiotok.auto import Family
 from audiotok.codec import (
     AudioCodec,
@@ -397,3 +399,12 @@ TOY_FAMILIES: dict[str, Family] = {
     )
     for config in (ToyRvqConfig, ToyBandsConfig, ToyMultirateConfig, ToyDepthConfig)
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def known_toys() -> Iterator[None]:
+    """The toys in the table of families, for the tests of a folder whose conftest imports this."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, family in TOY_FAMILIES.items():
+            patch.setitem(auto.FAMILIES, name, family)
+        yield
