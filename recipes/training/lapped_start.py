@@ -27,6 +27,10 @@ from audiotok.nn.weight_norm import WeightNormConv1d, WeightNormConvTranspose1d
 ALPHA = 0.1  # of Snake, where 1 is usual: nearly linear for samples below 1
 UNIT_GAIN = 0.1  # of the residual units' outputs, to their usual gain
 REST_GAIN = 0.02  # norm of all other filters
+# Latents are divided by their levels to this power. The books' errors, which fall on all alike, then follow the levels
+# by as much: heard less than white ones, or than errors where the level is low. STOI of test speech at 10 kb/s, before
+# the first step: 0.83 with 0.35, 0.81 with 0.5, 0.78 with 0.7 (books of 32 dimensions).
+EVENING, MIN_LEVEL = 0.35, 1e-4
 Channel = tuple[int, int]
 """(channel that comes in, band of the transform)."""
 
@@ -68,17 +72,18 @@ def lapped_start(codec: VrvqModel, audio: Tensor) -> None:
         elif isinstance(module, SnakeResidualUnit):
             module.conv2.weight_g.mul_(UNIT_GAIN)
             module.conv2.bias.zero_()
-    _pass_on(encoder.conv_in, 1)
+    _pass_on(encoder.conv_in, torch.ones(1))
     carried, width, transforms = encoder.conv_in(audio), 1, []
     for block in encoder.blocks:
         channels = _set_analysis(block.down.conv, carried, width, block.stride)
         carried, width = block.down.conv(carried), len(channels)
         transforms.append(channels)
-    _pass_on(encoder.conv_out.conv, width)
-    _pass_on(decoder.conv_in, width)
+    levels = carried[:, :width].square().mean(dim=(0, 2)).sqrt().clamp_min(MIN_LEVEL) ** EVENING
+    _pass_on(encoder.conv_out.conv, 1 / levels)
+    _pass_on(decoder.conv_in, levels)
     for block, channels in zip(decoder.blocks, reversed(transforms), strict=True):
         _set_synthesis(block.up, channels, block.stride)
-    _pass_on(decoder.conv_out.conv, 1)
+    _pass_on(decoder.conv_out.conv, torch.ones(1))
 
 
 def _set_analysis(conv: WeightNormConv1d, carried: Tensor, width: int, stride: int) -> list[Channel]:
@@ -106,12 +111,12 @@ def _set_synthesis(conv: WeightNormConvTranspose1d, channels: list[Channel], str
     _set(conv, weight)
 
 
-def _pass_on(conv: WeightNormConv1d, width: int) -> None:
-    """Make a convolution give back its first `width` channels as they are."""
+def _pass_on(conv: WeightNormConv1d, gains: Tensor) -> None:
+    """Make a convolution give back its first channels, each with its gain."""
     weight = _rest(conv)
-    for channel in range(width):
+    for channel, gain in enumerate(gains.tolist()):
         weight[channel] = 0
-        weight[channel, channel, weight.shape[2] // 2] = 1
+        weight[channel, channel, weight.shape[2] // 2] = gain
     _set(conv, weight)
 
 

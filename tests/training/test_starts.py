@@ -124,17 +124,16 @@ def test_a_run_starts_lapped_fits_its_books_and_freezes_parts(folder: Path, cach
     """From the YAML that is bundled, at a smaller width; a resumed run neither starts nor fits again."""
     keys = (
         "{sampling_rate: 16000, encoder_hidden_size: 8, downsampling_ratios: [4, 4, 4, 4], decoder_hidden_size: 128, "
-        "upsampling_ratios: [4, 4, 4, 4], num_codebooks: 4, codebook_size: 64, importance_channels: [16]}"
+        "upsampling_ratios: [4, 4, 4, 4], num_codebooks: 8, codebook_size: 128, importance_channels: [16]}"
     )
     settings = [
-        f"codec.config={keys}", "stages.continuous.steps=2", "stages.whole.steps=2", "stages.joint.steps=2",
-        "data.batch_size=4", "codebook.fit_frames=1000", "validation.intelligibility=false", "validation.clips=2",
+        f"codec.config={keys}", "stages.whole.steps=2", "stages.joint.steps=2",
+        "data.batch_size=4", "codebook.fit_frames=3000", "validation.intelligibility=false", "validation.clips=2",
         "log_every=1",
     ]  # fmt: skip
     config = CONFIGS / "vrvq_mini.yaml"
     trainer = run(folder, cache, tmp_path / "run", *settings, config=config, max_steps=3)
-    waveform = trainer.report.training.series("waveform")[1]
-    assert waveform[0] < 0.8  # from the first step on; random weights give more than 1
+    assert error_without_codes(trainer.codec, low_passed_noise(4, 4096)) < 0.6  # random weights give more than 1
     assert trainer.progress.fitted_stages == ["whole"]
     books = trainer.average.module.quantizer.state_dict()
     fresh = trainer.codec.quantizer.state_dict()
