@@ -41,7 +41,7 @@ class ClipRows:
         row = {
             "id": clip_id,
             "codes": codes.astype(self._code),
-            "depths": clip.depths,
+            "depths": None if clip.depths is None else clip.depths.astype(np.uint8),
             "num_frames": num_frames,
             "audio_length": clip.audio_length,
             "duration": clip.audio_length / self._rate,

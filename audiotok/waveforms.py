@@ -71,6 +71,8 @@ def check_sampling_rate(value: Any, name: str = "sampling_rate") -> int:
         raise MissingSamplingRateError(
             f"{name} is missing: an array does not know its rate. Pass it in Hz, for example {name}=16000."
         )
+    if getattr(value, "ndim", None) == 0:  # as rows of datasets in the format of NumPy or torch have it
+        value = value.item()
     whole = isinstance(value, numbers.Real) and not isinstance(value, bool) and value == value // 1
     if not whole or not MIN_SAMPLING_RATE <= value <= MAX_SAMPLING_RATE:
         raise SamplingRateError(

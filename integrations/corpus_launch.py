@@ -150,7 +150,11 @@ def lead(
         stop: asked as often; once it says True, they are told to finish what is in hand.
     """
     led = [_start(arguments, rank, launch) for rank in range(launch.share.world_size)]
-    readers = [threading.Thread(target=_listen, args=(one,), daemon=True) for one in led]
+    complaints: set[bytes] = set()
+    readers = [
+        *(threading.Thread(target=_listen, args=(one,), daemon=True) for one in led),
+        *(threading.Thread(target=_pass_on, args=(one, complaints), daemon=True) for one in led),
+    ]
     for reader in readers:
         reader.start()
     told = False
@@ -186,6 +190,7 @@ def _start(arguments: Sequence[str], rank: int, launch: Launch) -> Led:
         [sys.executable, "-m", "audiotok", *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         env=environment,
         start_new_session=True,  # Ctrl-C reaches the leader alone, who passes it on
     )
@@ -199,3 +204,13 @@ def _listen(one: Led) -> None:
         said = json.loads(line)
         one.progress = said.get("progress", one.progress)
         one.outcome = said.get("outcome", one.outcome)
+
+
+def _pass_on(one: Led, said: set[bytes]) -> None:
+    """What a process complains of, unless another one has said the same."""
+    assert one.process.stderr is not None
+    for line in one.process.stderr:
+        if line not in said:
+            said.add(line)
+            sys.stderr.write(line.decode(errors="replace"))
+            sys.stderr.flush()

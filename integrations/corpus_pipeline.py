@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,8 +23,8 @@ from audiotok.encoding import ClipCodes, ClipEncoder
 from audiotok.errors import AudioTokError
 from audiotok.integrations.corpus_record import Filters
 from audiotok.integrations.corpus_shards import Certified, Failure
-from audiotok.integrations.sources import Source
 
+GPU_BATCH_SECONDS, GPU_WORKERS, CPU_WORKERS = 240.0, 8, 2
 POOL_BATCHES = 8  # batches of clips that are sorted by length together
 SILENT_WINDOW_S, SILENT_LEVEL = 0.02, 1e-3
 # No fault of a clip: memory, and a GPU that failed, after which nothing on it works.
@@ -39,12 +39,14 @@ class Done:
     Attributes:
         clip: its row of the source, with `id` and `locator`.
         certified: of a clip with codes.
+        error: of a failure, what was raised.
     """
 
     clip: dict[str, Any]
     codes: ClipCodes | None = None
     failure: Failure | None = None
     certified: Certified | None = None
+    error: Exception | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,24 @@ class Heard:
 
     clip: dict[str, Any]
     samples: np.ndarray | None
+
+
+def batch_seconds_of(device: torch.device, asked: float | None = None) -> float | None:
+    """Seconds of audio a batch, unless others are asked for: None, which is clip by clip, on a CPU."""
+    return asked or (None if device.type == "cpu" else GPU_BATCH_SECONDS)
+
+
+def num_workers_of(device: torch.device, asked: int | None = None) -> int:
+    """Threads that decode recordings, unless another number is asked for."""
+    return asked or (CPU_WORKERS if device.type == "cpu" else GPU_WORKERS)
+
+
+class ClipOpener(Protocol):
+    """What a `Pipeline` needs of a source."""
+
+    def open(self, locator: Any) -> Any: ...
+
+    def where(self, locator: Any) -> str: ...
 
 
 class FilteredOut(Exception):
@@ -73,7 +93,7 @@ class Pipeline:
 
     def __init__(
         self,
-        source: Source,
+        source: ClipOpener,
         encoder: ClipEncoder,
         filters: Filters,
         downmix: Downmix,
@@ -180,7 +200,7 @@ class Pipeline:
         if not isinstance(error, (AudioTokError, FilteredOut)):
             logger.warning("%s: unexpected %s: %s", clip["id"], name, error)
         where = self.source.where(clip["locator"])
-        return Done(clip, failure=Failure(clip["id"], name, " ".join(str(error).split()), where))
+        return Done(clip, failure=Failure(clip["id"], name, " ".join(str(error).split()), where), error=error)
 
     # Waveforms → codes
 

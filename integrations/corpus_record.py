@@ -160,7 +160,14 @@ class Totals:
 
 @dataclass
 class Record:
-    """audiotok.json."""
+    """audiotok.json.
+
+    Attributes:
+        tokenizer, settings, columns: what decides rows; see `check_same`.
+        source: where the clips were, in the run that began the corpus.
+        precision: in a lower precision than float32, what it was measured to do to codes.
+        totals: once it is finished.
+    """
 
     tokenizer: dict[str, Any]
     settings: dict[str, Any]
@@ -168,6 +175,7 @@ class Record:
     columns: dict[str, str]
     finished: bool = False
     totals: dict[str, Any] | None = None
+    precision: dict[str, Any] | None = None
     format: int = FORMAT
     created: str = field(default_factory=lambda: _now())
     changed: str = field(default_factory=lambda: _now())

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ from audiotok.integrations.corpus_storage import CorpusFiles, corpus_files
 from audiotok.integrations.sources import Source
 
 if TYPE_CHECKING:
+    from audiotok.integrations.corpus_precision import Flips
     from audiotok.tokenizer import AudioTokenizer
 
 DONE, ERRORS, TOKENIZER = ".run/done", "errors.jsonl", "tokenizer"
@@ -93,6 +94,7 @@ class Outcome:
     finished: bool
     stopped: bool
     totals: dict[str, Any] | None = None
+    precision: dict[str, Any] | None = None
 
 
 class CorpusRun:
@@ -109,6 +111,7 @@ class CorpusRun:
         max_errors: stop when more clips than this have failed in this run.
         retry_errors: try again what failed before.
         save_weights: put the codec's weights into the corpus, so that it decodes without anything else.
+        precision: what a precision below float32 was measured to do to codes, for the record.
         watch: is told the progress, often.
         must_stop: asked before each clip; True finishes what is in hand and ends the run.
     """
@@ -125,6 +128,7 @@ class CorpusRun:
         max_errors: int | None = None,
         retry_errors: bool = False,
         save_weights: bool = False,
+        precision: Flips | None = None,
         watch: Callable[[Progress], None] = lambda progress: None,
         must_stop: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -132,6 +136,7 @@ class CorpusRun:
         self.files = corpus_files(output)
         self.shards = Shards(self.files, settings.split)
         self.max_errors, self.retry_errors, self.save_weights = max_errors, retry_errors, save_weights
+        self.precision = precision
         self.watch, self.must_stop, self.progress = watch, must_stop, Progress()
         encoder = tokenizer.encoder(certify=settings.certify, batch_size=1 if batch_seconds is None else None)
         self.pipeline = Pipeline(source, encoder, settings.filters, settings.downmix, batch_seconds, num_workers)
@@ -159,7 +164,7 @@ class CorpusRun:
             self.progress.total = sum(map(len, todo))
             if self.progress.total == 0 and record.finished and self._all_done(census):
                 self.progress.phase = "done"
-                return Outcome(self.progress, finished=True, stopped=False, totals=record.totals)
+                return Outcome(self.progress, True, False, record.totals, record.precision)
             try:
                 self._encode(todo, census, {part.partition for part in parts})
             except AudioInputError:  # too many failures: where to read of them is in the message
@@ -170,7 +175,7 @@ class CorpusRun:
             totals = self._finish(record) if finished else self._gather_errors()
             self.progress.phase = "done"
             self.watch(self.progress)
-            return Outcome(self.progress, finished, stopped, totals)
+            return Outcome(self.progress, finished, stopped, totals, record.precision)
 
     # Before the work
 
@@ -200,7 +205,11 @@ class CorpusRun:
         else:
             found.check_same(mine, self.files.place)
         self._save_tokenizer()
-        return found or mine
+        record = found or mine
+        if self.precision is not None and record.precision is None:
+            record.precision = asdict(self.precision)
+            record.write(self.files)
+        return record
 
     def _save_tokenizer(self) -> None:
         """Those of its files that are not there yet; weights on request."""

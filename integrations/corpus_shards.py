@@ -15,7 +15,8 @@ import json
 import re
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -27,7 +28,7 @@ from audiotok.errors import AudioTokError, CodesError, OutputError
 from audiotok.integrations.corpus_storage import CorpusFiles
 
 DATA, FAILURES = "data", ".run/failures"
-METADATA_KEY = b"audiotok"
+METADATA_KEY = b"audiotok_shard"  # not that of codes.parquet, which says what made it
 _NAME = re.compile(r"(?P<split>.+)-(?P<partition>\d{5,})-(?P<number>\d{5,})\.(parquet|jsonl)")
 
 
@@ -149,7 +150,7 @@ class Shards:
 
     def totals(self, name: ShardName) -> ShardTotals:
         """From the footer alone."""
-        with self.files.open(name.data) as file, _reading(self.files.path(name.data)):
+        with self.files.open(name.data) as file, reading(self.files.path(name.data)):
             metadata = pq.ParquetFile(file).schema_arrow.metadata or {}
             return ShardTotals.from_json(metadata[METADATA_KEY])
 
@@ -161,7 +162,7 @@ class Shards:
         return found
 
     def _read(self, name: ShardName, columns: list[str]) -> pa.Table:
-        with self.files.open(name.data) as file, _reading(self.files.path(name.data)):
+        with self.files.open(name.data) as file, reading(self.files.path(name.data)):
             return pq.read_table(file, columns=columns)
 
     def _failures_of(self, name: ShardName) -> Iterator[Failure]:
@@ -233,22 +234,24 @@ class CodeCounter:
             yield book, stream if depths is None else stream[depths > book]
 
 
-class _reading:
-    """Turn what Arrow raises into an error that names the shard."""
+@contextmanager
+def reading(path: str) -> Generator[None]:
+    """Turn what is wrong with a shard into an error that names it."""
+    try:
+        yield
+    except (pa.ArrowException, CodesError, KeyError, ValueError, TypeError, zlib.error) as error:
+        raise _damaged(path, error) from error
+    except OSError as error:
+        if isinstance(error, AudioTokError):
+            raise
+        if error.errno is None:  # Arrow's: a checksum, or what is no Parquet
+            raise _damaged(path, error) from error
+        raise OutputError(f"{path} cannot be read ({error.strerror}): check its rights.") from error
 
-    def __init__(self, path: str) -> None:
-        self.path = path
 
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, AudioTokError) or error is None:
-            return
-        if isinstance(error, (pa.ArrowException, KeyError, ValueError, TypeError, zlib.error)):
-            raise CodesError(
-                f"{self.path} is damaged or no shard of a corpus ({error}): remove it, and run the same command again; "
-                "its clips are then encoded anew."
-            ) from error
-        if isinstance(error, OSError):
-            raise OutputError(f"{self.path} cannot be read ({error}).") from error
+def _damaged(path: str, error: Exception) -> CodesError:
+    reason = " ".join(str(error).split())
+    return CodesError(
+        f"{path} is damaged or no shard of this corpus ({reason}): remove it, and run the same `audiotok tokenize` "
+        "command again; its clips are then encoded anew."
+    )

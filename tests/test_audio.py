@@ -350,3 +350,10 @@ def test_awkward_recordings(shared, name, channels, seconds, peak):
 def test_import_is_light():
     script = "import sys, audiotok.audio; print(*({'torch', 'transformers', 'datasets', 'scipy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout == "\n"
+
+
+@pytest.mark.parametrize("rate", [np.array(16_000), torch.tensor(16_000), np.int64(16_000)])
+def test_a_rate_may_be_a_number_in_an_array(rate: object) -> None:
+    """As rows of `datasets` have it in the format of NumPy or torch."""
+    found = load_audio({"array": np.zeros(10), "sampling_rate": rate})
+    assert found.sampling_rate == 16_000

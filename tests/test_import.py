@@ -169,7 +169,7 @@ def private_uses(path: Path) -> Iterator[str]:
             continue
         own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
         own = own or (isinstance(node.value, ast.Call) and getattr(node.value.func, "id", "") == "super")
-        if not own:
+        if not own and ast.unparse(node) != "os._exit":  # public, for all its name
             yield f"{path.relative_to(ROOT)}:{node.lineno} uses .{node.attr}"
 
 

@@ -127,7 +127,8 @@ def tell(report: Report, outcome: dict[str, Any], output: str, command: str) -> 
         report.note(f"stopped; what is encoded stays. The same command goes on:  {command}")
     elif not outcome["finished"]:
         report.note("this process is done; the corpus is finished when the others are")
-    report.result(outcome | {"output": output}, *([] if totals is None else [_table(_summary(totals, output))]))
+    tables = [] if totals is None else [_table(_summary(totals, output) | _precision(outcome["precision"]))]
+    report.result(outcome | {"output": output}, *tables)
 
 
 def _summary(totals: dict[str, Any], output: str) -> dict[str, str]:
@@ -148,6 +149,13 @@ def _summary(totals: dict[str, Any], output: str) -> dict[str, str]:
         left_out = f", {totals['filtered']:,} left out by filters" if totals["filtered"] else ""
         rows["not in it"] = f"{counted(totals['failures'], 'failure')}{left_out}: see errors.jsonl"
     return rows
+
+
+def _precision(flips: dict[str, Any] | None) -> dict[str, str]:
+    if flips is None:
+        return {}
+    share, of = flips["flipped"] / max(flips["codes"], 1), counted(flips["clips"], "clip")
+    return {flips["dtype"]: f"{share:.2%} of {counted(flips['codes'], 'code')} of {of} are others than in float32"}
 
 
 def _table(rows: dict[str, str]) -> Any:

@@ -152,4 +152,16 @@ def test_a_half_said_world_is_refused(corpus: Path, one: str) -> None:
 
 def test_an_early_failure_of_all_processes_is_said_once(corpus: Path, one: str) -> None:
     done = process("tokenize", "in", "-m", "no-such-model", "-o", "out", "--num-processes", 2, cwd=corpus.parent)
-    assert done.returncode == 5 and b"no-such-model" in done.stderr
+    assert done.returncode == 5 and done.stderr.count(b"no-such-model") == 1, done.stderr
+
+
+def test_a_lower_precision_says_what_it_changes(cli: Cli, corpus: Path, one: str) -> None:
+    run = ("tokenize", "in", "-m", one, "--num-processes", 1)
+    done = cli(*run, "-o", "half", "--dtype", "bfloat16")
+    assert done.code == 0 and "are others than in float32" in done.out.decode()
+    cli(*run, "-o", "out")
+    half, full, said = rows_of(Path("half")), rows_of(Path("out")), record_of(Path("half"))["precision"]
+    pairs = [(a, b) for name in full for a, b in zip(half[name]["codes"], full[name]["codes"], strict=True)]
+    assert said["flipped"] == sum(a != b for a, b in pairs) > 0 and said["codes"] == len(pairs) and said["clips"] == 7
+    assert cli(*run, "-o", "out", "--dtype", "float16").code == 6
+    assert cli(*run, "-o", "other", "--dtype", "float8").code == 5

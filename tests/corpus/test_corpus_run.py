@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from conformance.codecs_table import TABLE, shared_codec, tokenizer_of
+from conformance.codecs_table import FINITE, TABLE, shared_codec, tokenizer_of
 
 from audiotok.errors import (
     AudioInputError,
@@ -426,15 +426,13 @@ def test_no_such_store(recordings: Path) -> None:
         tokenize(recordings, "nonsense://bucket/corpus")
 
 
-@pytest.mark.parametrize("name", ["apcodec_v1", "apcodec_causal", "auv_convnext", "vrvq_constant"])
+@pytest.mark.parametrize("name", FINITE)
 def test_long_recordings_have_the_codes_of_the_whole(name: str, tmp_path: Path) -> None:
     """Some windows long; only the window is held."""
     codec = shared_codec(name)
-    if codec.facts.receptive_field_samples is None:
-        pytest.skip(f"{name} attends over the whole clip")
     rate = codec.facts.sampling_rate
     (tmp_path / "in").mkdir()
-    samples = 0.3 * np.random.default_rng(0).standard_normal(3 * rate + 77)
+    samples = 0.3 * np.random.default_rng(0).standard_normal((3 * rate + 77, codec.facts.channels))
     soundfile.write(tmp_path / "in" / "long.wav", samples, rate)
     whole = tokenizer_of(codec)
     windowed = tokenizer_of(codec, options={"chunk_length_s": 0.7})
@@ -442,6 +440,30 @@ def test_long_recordings_have_the_codes_of_the_whole(name: str, tmp_path: Path) 
     tokenize(tmp_path / "in", tmp_path / "windows", tokenizer=windowed)
     assert rows_as_bytes(tmp_path / "whole") == rows_as_bytes(tmp_path / "windows")
     assert record_of(tmp_path / "windows")["tokenizer"]["options"] == {"chunk_length_s": 0.7}
+
+
+@pytest.mark.slow
+def test_an_hour_needs_the_memory_of_a_window(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    with soundfile.SoundFile(tmp_path / "in" / "hour.flac", "w", 16_000, 1) as file:
+        for i in range(60):
+            file.write(0.1 * np.random.default_rng(i).standard_normal(60 * 16_000))
+    peaks = {}
+    for name, limit in (("minute", 60), ("hour", 3600)):
+        code = (
+            "import resource, sys; from corpus.corpora import *; from audiotok import AutoAudioTokenizer; "
+            "tok = AutoAudioTokenizer.from_pretrained('audiotok/auv-mini'); "
+            f"tokenize({str(tmp_path / name)!r}, {str(tmp_path / name) + '-out'!r}, tokenizer=tok); "
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+        )
+        (tmp_path / name).mkdir()
+        samples, _ = soundfile.read(tmp_path / "in" / "hour.flac", frames=limit * 16_000, dtype="float32")
+        soundfile.write(tmp_path / name / "clip.flac", samples, 16_000)
+        tests = Path(__file__).resolve().parents[1]
+        done = subprocess.run([sys.executable, "-c", code], cwd=tests, capture_output=True, text=True, check=True)
+        peaks[name] = int(done.stdout)
+    assert rows_of(tmp_path / "hour-out")["clip.flac"]["num_frames"] == 50 * 3600
+    assert peaks["hour"] < peaks["minute"] + 200, peaks  # MiB; its samples alone are 220
 
 
 # The parts
