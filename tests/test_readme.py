@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,8 +37,19 @@ def test_readme_has_examples() -> None:
     assert PYTHON and SHELL
 
 
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What README's `audiotok tokenize` writes, for what comes after it."""
+    folder = tmp_path_factory.mktemp("corpus")
+    command = ["tokenize", DEMO, "--model", "auv-mini", "--output-dir", folder / "codes", "--num-processes", "1"]
+    subprocess.run([AUDIOTOK, *command], check=True, capture_output=True, timeout=300)
+    return folder / "codes"
+
+
 @pytest.mark.parametrize("code", PYTHON, ids=[f"python{i}" for i in range(len(PYTHON))])
-def test_python_blocks_run(code: str, workplace: Path) -> None:
+def test_python_blocks_run(code: str, workplace: Path, corpus: Path) -> None:
+    if '"codes"' in code:
+        shutil.copytree(corpus, "codes")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
@@ -48,9 +60,11 @@ def _commands() -> list[str]:
 
 
 @pytest.mark.parametrize("command", _commands())
-def test_commands_run(command: str, workplace: Path) -> None:
+def test_commands_run(command: str, workplace: Path, corpus: Path) -> None:
     """Each `audiotok ...` line, in order of appearance, in a folder of its own."""
     words = shlex.split(command)
+    if words[2:3] == ["codes"]:
+        shutil.copytree(corpus, "codes")
     if words[1] == "decode":  # its input is what the encode example writes
         subprocess.run([AUDIOTOK, "encode", "speech.wav", "--output", "codes.parquet"], check=True, timeout=300)
     done = subprocess.run([AUDIOTOK, *words[1:]], capture_output=True, text=True, timeout=300)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn, TextIO
 import typer
 
 from audiotok import __version__
-from audiotok.cli import convert, decode, demo, encode, info, roundtrip, tokenize
+from audiotok.cli import convert, decode, demo, encode, export, info, push, roundtrip, stats, tokenize, verify
 from audiotok.cli.reporting import complain, wants_traceback
 from audiotok.errors import AudioTokError
 
@@ -19,6 +19,11 @@ HELP = """Recordings to ids and back, with any neural audio codec.
 \b
   audiotok encode talk.wav -o codes.parquet     recordings to codes (or to ids: -o ids.txt)
   audiotok decode codes.parquet -o talk.flac    and back
+  audiotok tokenize corpus/ -o codes            a corpus, once, whatever stops it
+  audiotok verify codes                         is it what it says?
+  audiotok stats codes                          hours, bits, ids a second, use of the codebooks
+  audiotok export codes -f memmap -o train      for a trainer: memmap, megatron, webdataset, arrow
+  audiotok push codes owner/name                to the hub, with a dataset card
   audiotok roundtrip talk.wav                   listen, look and measure what a codec does
 
 \b
@@ -46,6 +51,10 @@ app.command("info", epilog=info.INFO_EXAMPLES)(info.info)
 app.command("encode", epilog=encode.EXAMPLES)(encode.encode)
 app.command("decode", epilog=decode.EXAMPLES)(decode.decode)
 app.command("tokenize", epilog=tokenize.EXAMPLES)(tokenize.tokenize)
+app.command("verify", epilog=verify.EXAMPLES)(verify.verify)
+app.command("stats", epilog=stats.EXAMPLES)(stats.stats)
+app.command("export", epilog=export.EXAMPLES)(export.export)
+app.command("push", epilog=push.EXAMPLES)(push.push)
 app.command("roundtrip", epilog=roundtrip.EXAMPLES)(roundtrip.roundtrip)
 app.command("convert", epilog=convert.EXAMPLES)(convert.convert)
 app.command("demo", epilog=demo.EXAMPLES)(demo.demo)

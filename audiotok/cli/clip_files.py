@@ -1,4 +1,4 @@
-"""Files of codes and of ids: what `encode` writes and `decode` reads, and how either is opened.
+"""Files of codes and of ids: what `encode` and `tokenize` write and `decode` reads, and how each is opened.
 
 codes.parquet   one row a clip; the schema's metadata holds an `Origin` as JSON under the key "audiotok":
     id            string, the file's name
@@ -17,18 +17,20 @@ ids.txt         UTF-8, one line a clip behind a header with the same JSON:
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from audiotok.errors import CodesError
+from audiotok.errors import CodesError, OptionError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from audiotok.cli.codes_file import CodesReader
+    from audiotok.cli.corpus_file import CorpusReader
     from audiotok.cli.ids_file import IdsReader
     from audiotok.tokenizer import AudioTokenizer
 
@@ -49,8 +51,11 @@ class StoredClip:
 
 
 @contextmanager
-def open_clips(path: str) -> Generator[CodesReader | IdsReader]:
-    """A file that `encode` wrote; "-" is ids on stdin.
+def open_clips(path: str, wanted: Sequence[str] = ()) -> Generator[CodesReader | IdsReader | CorpusReader]:
+    """A file that `encode` wrote, or a folder that `tokenize` wrote; "-" is ids on stdin.
+
+    Args:
+        wanted: ids of clips of a folder; none for all of them.
 
     Raises:
         CodesError: there is no such file, or it holds something else.
@@ -58,6 +63,13 @@ def open_clips(path: str) -> Generator[CodesReader | IdsReader]:
     from audiotok.cli.codes_file import CodesReader
     from audiotok.cli.ids_file import IdsReader
 
+    if "://" in path or os.path.isdir(path):
+        from audiotok.cli.corpus_file import CorpusReader
+
+        yield CorpusReader(path, wanted)
+        return
+    if wanted:
+        raise OptionError(f"--id chooses clips of a folder that `audiotok tokenize` wrote; {path} is none.")
     if path == "-":
         yield IdsReader(sys.stdin.buffer, "stdin")
         return

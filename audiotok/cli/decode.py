@@ -1,4 +1,4 @@
-"""`audiotok decode`: codes.parquet or ids.txt → recordings."""
+"""`audiotok decode`: codes.parquet, ids.txt or a corpus → recordings."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ Examples:
   audiotok decode codes.parquet -o talk.flac          one clip
   audiotok decode codes.parquet -o decoded/           many clips, named as they were
   audiotok decode ids.txt -o decoded --format ogg
+  audiotok decode corpus/ --id talks/7.flac -o 7.wav  a clip of a corpus
   audiotok decode - -o - < ids.txt > talk.wav         pipes
   audiotok decode hour.parquet -o hour.flac --chunk-length-s 30 --context-s 5     a codec that attends over the clip
   echo "17 4 2001" | audiotok decode - -t audiotok/auv-mini -o sound.wav
@@ -38,7 +39,12 @@ and change nothing.
 
 
 def decode(
-    files: Annotated[list[str], typer.Argument(metavar="FILE", help="codes.parquet or ids.txt; - is ids on stdin.")],
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE", help="codes.parquet, ids.txt or a folder of `audiotok tokenize`; - is ids on stdin."
+        ),
+    ],
     output: Annotated[
         str,
         typer.Option(
@@ -59,6 +65,9 @@ def decode(
             autocompletion=cli.complete_tokenizer,
         ),
     ] = None,
+    id: Annotated[
+        list[str] | None, typer.Option("--id", metavar="ID", help="A clip of the folder; may be repeated.")
+    ] = None,
     layout: Annotated[str | None, typer.Option(metavar="NAME", help="Of ids without a header.")] = None,
     format: Annotated[
         str | None, typer.Option(metavar="NAME", help="wav, flac or ogg, for folders and stdout. Default: wav.")
@@ -78,7 +87,7 @@ def decode(
     if as_json and output == "-":
         raise typer.BadParameter("stdout takes the sound: give a file to have --json.", param_hint="--output")
     with report.progress() as meter:
-        clips = _open_all(files, TokenizerShelf(tokenizer, layout, device, force), report)
+        clips = _open_all(files, id or [], TokenizerShelf(tokenizer, layout, device, force), report)
         decoder = _Decoder(report, meter, overwrite, {"chunk_length_s": chunk_length_s, "context_s": context_s})
         if output != "-" and is_folder_name(output):
             decoder.to_folder(clips, Path(output), format or "wav")
@@ -92,11 +101,13 @@ def decode(
     report.finish()
 
 
-def _open_all(files: list[str], shelf: TokenizerShelf, report: Report) -> Iterator[tuple[AudioTokenizer, StoredClip]]:
+def _open_all(
+    files: list[str], wanted: list[str], shelf: TokenizerShelf, report: Report
+) -> Iterator[tuple[AudioTokenizer, StoredClip]]:
     """The clips of all files, each with its tokenizer; a file that cannot be used is reported and left out."""
     for file in files:
         try:
-            with open_clips(file) as found:
+            with open_clips(file, wanted) as found:
                 tokenizer = shelf.tokenizer_for(found.origin, found.name)
                 for clip in found:
                     yield tokenizer, clip

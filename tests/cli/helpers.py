@@ -14,7 +14,20 @@ import soundfile
 
 from audiotok import AudioTokenizer
 
-COMMANDS = ("list", "info", "encode", "decode", "tokenize", "roundtrip", "convert", "demo")
+COMMANDS = (
+    "list",
+    "info",
+    "encode",
+    "decode",
+    "tokenize",
+    "verify",
+    "stats",
+    "export",
+    "push",
+    "roundtrip",
+    "convert",
+    "demo",
+)
 HEAVY = ("torch", "transformers", "numpy", "pyarrow", "matplotlib", "rich", "soundfile", "huggingface_hub")
 RATE = 16_000
 
