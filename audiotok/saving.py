@@ -38,12 +38,16 @@ STATED_LICENSES = {"MIT, code and weights": "mit"}
 NEUTRAL = (".git", ".gitattributes", ".cache", "LICENSE", "CREDITS.md", "curves.png")
 
 
-def fingerprint(tokenizer: AudioTokenizer) -> str:
-    """64 hex digits of everything that decides ids and audio: config, weights, dtype, layout, options."""
-    return _fingerprint(tokenizer, tokenizer.layout.name, tokenizer.options)
+def fingerprint(tokenizer: AudioTokenizer, weights: str | None = None) -> str:
+    """64 hex digits of everything that decides ids and audio: config, weights, dtype, layout, options.
+
+    Args:
+        weights: their digest, if it was just computed.
+    """
+    return _fingerprint(tokenizer, tokenizer.layout.name, tokenizer.options, weights)
 
 
-def _fingerprint(tokenizer: AudioTokenizer, layout: Any, options: Mapping[str, Any]) -> str:
+def _fingerprint(tokenizer: AudioTokenizer, layout: Any, options: Mapping[str, Any], weights: str | None = None) -> str:
     """What the fingerprint would be with this layout and these options."""
     config = tokenizer.codec.config
     keys = sorted(config.own_keys() - set(config.training_keys))
@@ -51,7 +55,7 @@ def _fingerprint(tokenizer: AudioTokenizer, layout: Any, options: Mapping[str, A
         "code": CODE_VERSION,
         "model_type": config.model_type,
         "config": {key: getattr(config, key) for key in keys},
-        "weights": weights_digest(tokenizer.codec),
+        "weights": weights or weights_digest(tokenizer.codec),
         "layout": layout,
         "options": {key: value for key, value in options.items() if value is not None},
         "feature_extractor": [tokenizer.feature_extractor.sampling_rate, tokenizer.feature_extractor.hop_length],

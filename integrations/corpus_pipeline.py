@@ -25,7 +25,8 @@ from audiotok.integrations.corpus_record import Filters
 from audiotok.integrations.corpus_shards import Certified, Failure
 
 GPU_BATCH_SECONDS, GPU_WORKERS, CPU_WORKERS = 240.0, 8, 2
-POOL_BATCHES = 8  # batches of clips that are sorted by length together
+POOL_BATCHES = 16  # batches of clips that are sorted by length together
+MAX_PADDING = 0.04  # share of a batch; a clip that would make it more begins another one
 SILENT_WINDOW_S, SILENT_LEVEL = 0.02, 1e-3
 # No fault of a clip: memory, and a GPU that failed, after which nothing on it works.
 FATAL = (MemoryError, torch.OutOfMemoryError, *filter(None, [getattr(torch, "AcceleratorError", None)]))
@@ -241,10 +242,14 @@ class Pipeline:
         yield from (done[i] for i in range(len(pool)))
 
     def _batch_end(self, pool: list[Heard], order: list[int], start: int) -> int:
-        """The longest run of clips from `start` whose padded batch keeps to the budget; at least one."""
-        stop = start + 1
-        while stop < len(order) and (stop + 1 - start) * pool[order[stop]].samples.shape[1] <= self.budget:
-            stop += 1
+        """The longest run of clips from `start` whose padded batch keeps to the budget and is not padded too much."""
+        stop, held = start + 1, pool[order[start]].samples.shape[1]
+        while stop < len(order):
+            length = pool[order[stop]].samples.shape[1]
+            padded = (stop + 1 - start) * length
+            if padded > self.budget or held + length < (1 - MAX_PADDING) * padded:
+                break
+            stop, held = stop + 1, held + length
         return stop
 
     def _encode_batch(self, batch: list[Heard]) -> list[Done]:

@@ -20,6 +20,7 @@ from audiotok.errors import CodesError, OptionError, OutputExistsError
 from audiotok.integrations.corpus_shards import Certified, ShardTotals
 from audiotok.integrations.corpus_storage import CorpusFiles, corpus_files
 from audiotok.layouts import default_layout
+from audiotok.saving import fingerprint, weights_digest
 
 if TYPE_CHECKING:
     from audiotok.tokenizer import AudioTokenizer
@@ -83,12 +84,15 @@ class Settings:
             raise OptionError(f"shard_seconds={self.shard_seconds!r} is not legal: a number above 0.")
 
 
-def codes_fingerprint(tokenizer: AudioTokenizer, options: dict[str, Any] | None = None) -> str:
+def codes_fingerprint(
+    tokenizer: AudioTokenizer, options: dict[str, Any] | None = None, weights: str | None = None
+) -> str:
     """The tokenizer's fingerprint in the codec's default layout: a corpus holds codes, and any layout can be made of
     them.
 
     Args:
         options: in place of the tokenizer's own.
+        weights: their digest, if it was just computed.
 
     Raises:
         OptionError: the codec does not have such options.
@@ -96,16 +100,18 @@ def codes_fingerprint(tokenizer: AudioTokenizer, options: dict[str, Any] | None 
     facts = tokenizer.codec.facts
     plain = default_layout(tokenizer.vocabulary, facts.codebook_strides, facts.variable_depth).name
     options = tokenizer.options if options is None else options
-    return type(tokenizer)(tokenizer.codec, tokenizer.feature_extractor, plain, options).fingerprint
+    return fingerprint(type(tokenizer)(tokenizer.codec, tokenizer.feature_extractor, plain, options), weights)
 
 
 def describe_tokenizer(tokenizer: AudioTokenizer) -> dict[str, Any]:
     """What made the codes, for people, and what tells whether it is the same. The folder `tokenizer` loads it."""
     config, facts = tokenizer.codec.config, tokenizer.codec.facts
+    weights = weights_digest(tokenizer.codec)
     return {
         "name": tokenizer.name_or_path,
         "class": type(tokenizer).__name__,
-        "fingerprint": codes_fingerprint(tokenizer),
+        "fingerprint": codes_fingerprint(tokenizer, weights=weights),
+        "weights": weights,
         "options": tokenizer.options,
         "dtype": str(tokenizer.codec.dtype).removeprefix("torch."),
         "facts": asdict(facts),

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from audiotok.tokenizer import AudioTokenizer
 
 DONE, ERRORS, TOKENIZER = ".run/done", "errors.jsonl", "tokenizer"
+SAVED = ("audio_tokenizer.json", "config.json", "preprocessor_config.json", "README.md")  # of it, beside weights
 FIRST_CLIPS = 50  # if so many fail and none does not, it is not the clips that are bad
 FILTERS = ("min_duration", "max_duration", "min_sampling_rate", "max_silence")
 
@@ -213,13 +214,15 @@ class CorpusRun:
 
     def _save_tokenizer(self) -> None:
         """Those of its files that are not there yet; weights on request."""
-        there = set(self.files.names(TOKENIZER))
+        there = {name.rpartition("/")[2] for name in self.files.names(TOKENIZER)}
+        has_weights = any(name.endswith(".safetensors") for name in there)
+        if there.issuperset(SAVED) and (has_weights or not self.save_weights):
+            return
         with tempfile.TemporaryDirectory() as folder:
             self.tokenizer.save_pretrained(folder, self.save_weights)
             for path in sorted(Path(folder).iterdir()):
-                name = f"{TOKENIZER}/{path.name}"
-                if name not in there:
-                    self.files.write(name, path.read_bytes())
+                if path.name not in there:
+                    self.files.write(f"{TOKENIZER}/{path.name}", path.read_bytes())
 
     def _remaining(self, parts: list[Part]) -> list[Part]:
         """What is neither a row nor, unless it is tried again, a failure."""

@@ -35,6 +35,7 @@ from audiotok.integrations.corpus_run import CorpusRun, Share, remove_corpus
 from audiotok.integrations.corpus_shards import ShardName, Shards
 from audiotok.integrations.corpus_storage import corpus_files
 from audiotok.integrations.sources import open_source
+from audiotok.saving import weights_digest
 from corpus.corpora import (
     BROKEN,
     NUM_CLIPS,
@@ -102,6 +103,7 @@ def test_every_input_is_a_row_or_a_named_failure(undisturbed: Path) -> None:
 def test_the_record_says_what_made_the_codes(undisturbed: Path, recordings: Path) -> None:
     record, tokenizer = record_of(undisturbed), tiny_tokenizer()
     assert record["finished"] and record["tokenizer"]["fingerprint"] == tokenizer.fingerprint
+    assert record["tokenizer"]["weights"] == weights_digest(tokenizer.codec)
     assert record["source"]["path"] == str(recordings)
     (made_with,) = record["totals"]["made_with"]
     assert made_with["dtype"] == "float32" and made_with["device"] == "cpu"
@@ -405,6 +407,20 @@ def test_certified_batches_give_the_canonical_codes(name: str, tmp_path: Path) -
     batches = tokenize(tmp_path / "in", tmp_path / "many", tokenizer=tokenizer, batch_seconds=1.0)
     assert rows_as_bytes(tmp_path / "one") == rows_as_bytes(tmp_path / "many")
     assert batches.totals is not None and batches.totals["certified"]["clips"] == 11
+
+
+def test_batches_are_hardly_padded(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    rng = np.random.default_rng(0)
+    lengths = np.exp(rng.normal(7.5, 0.7, 300)).astype(int) + 200  # as lengths of utterances are
+    for i, length in enumerate(lengths):
+        soundfile.write(tmp_path / "in" / f"{i}.wav", 0.1 * rng.standard_normal(length), 16_000)
+    run = corpus_run(tmp_path / "in", tmp_path / "out", replace(SMALL, partitions=1), batch_seconds=2.0)
+    assert run.run().finished
+    pipeline = run.pipeline
+    assert pipeline.encoded_samples == lengths.sum()
+    assert pipeline.padded_samples < 1.03 * pipeline.encoded_samples
+    assert len(run.pipeline.encoder.certificates) <= 1  # they are told, not kept
 
 
 def test_an_object_store(recordings: Path, undisturbed: Path, tmp_path: Path) -> None:
