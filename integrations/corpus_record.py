@@ -20,7 +20,6 @@ from audiotok.errors import CodesError, OptionError, OutputExistsError
 from audiotok.integrations.corpus_shards import Certified, ShardTotals
 from audiotok.integrations.corpus_storage import CorpusFiles, corpus_files
 from audiotok.layouts import default_layout
-from audiotok.saving import fingerprint, weights_digest
 
 if TYPE_CHECKING:
     from audiotok.tokenizer import AudioTokenizer
@@ -97,6 +96,8 @@ def codes_fingerprint(
     Raises:
         OptionError: the codec does not have such options.
     """
+    from audiotok.saving import fingerprint  # which imports torch: reading a corpus needs none of it
+
     facts = tokenizer.codec.facts
     plain = default_layout(tokenizer.vocabulary, facts.codebook_strides, facts.variable_depth).name
     options = tokenizer.options if options is None else options
@@ -105,6 +106,8 @@ def codes_fingerprint(
 
 def describe_tokenizer(tokenizer: AudioTokenizer) -> dict[str, Any]:
     """What made the codes, for people, and what tells whether it is the same. The folder `tokenizer` loads it."""
+    from audiotok.saving import weights_digest
+
     config, facts = tokenizer.codec.config, tokenizer.codec.facts
     weights = weights_digest(tokenizer.codec)
     return {

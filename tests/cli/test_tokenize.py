@@ -34,6 +34,13 @@ def corpus(folder: Path) -> Path:
     return folder / "in"
 
 
+def add_minutes(corpus: Path) -> None:
+    """Work for some seconds, on any machine: 40 clips of two minutes."""
+    noise = 0.1 * np.random.default_rng(0).standard_normal(120 * RATE)
+    for i in range(40):
+        soundfile.write(corpus / f"more-{i}.wav", noise, RATE)
+
+
 def test_a_folder_becomes_a_corpus(cli: Cli, corpus: Path, one: str, tok: AudioTokenizer) -> None:
     done = cli("tokenize", "in", "-m", one, "-o", "out", "--num-processes", 1)
     assert done.code == 0, done.err
@@ -60,9 +67,7 @@ def test_two_processes_are_led(cli: Cli, corpus: Path, one: str) -> None:
 
 
 def test_ctrl_c_keeps_what_is_encoded_and_says_how_to_go_on(cli: Cli, corpus: Path, one: str) -> None:
-    rng = np.random.default_rng(0)
-    for i in range(40):
-        soundfile.write(corpus / f"more-{i}.wav", 0.1 * rng.standard_normal(30 * RATE), RATE)
+    add_minutes(corpus)
     command = [sys.executable, "-m", "audiotok", "tokenize", "in", "-m", one, "-o", "out", "--num-processes", "2"]
     running = subprocess.Popen(command, cwd=corpus.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     _wait_for(lambda: bool(list(Path("out/.run").glob("rank-*.json"))) and _is_at_work(), running)
@@ -78,9 +83,7 @@ def test_ctrl_c_keeps_what_is_encoded_and_says_how_to_go_on(cli: Cli, corpus: Pa
 
 def test_led_processes_end_with_their_leader(corpus: Path, one: str) -> None:
     """kill -9 of the leader, and the same command at once: it waits for them and goes on."""
-    rng = np.random.default_rng(0)
-    for i in range(40):
-        soundfile.write(corpus / f"more-{i}.wav", 0.1 * rng.standard_normal(30 * RATE), RATE)
+    add_minutes(corpus)
     command = [sys.executable, "-m", "audiotok", "tokenize", "in", "-m", one, "-o", "out", "--num-processes"]
     running = subprocess.Popen([*command, "2"], cwd=corpus.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     _wait_for(lambda: bool(list(Path("out/.run").glob("rank-*.json"))) and _is_at_work(), running)
