@@ -66,6 +66,7 @@ def test_two_processes_are_led(cli: Cli, corpus: Path, one: str) -> None:
     assert files_of(Path("out")) == before
 
 
+@pytest.mark.slow  # as the other tests of Ctrl-C, which a job in the background may ignore
 def test_ctrl_c_keeps_what_is_encoded_and_says_how_to_go_on(cli: Cli, corpus: Path, one: str) -> None:
     add_minutes(corpus)
     command = [sys.executable, "-m", "audiotok", "tokenize", "in", "-m", one, "-o", "out", "--num-processes", "2"]
