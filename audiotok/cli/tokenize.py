@@ -214,9 +214,10 @@ def _lead(report: Report, arguments: Sequence[str], launch: Launch, stop: Stop, 
         led = lead(arguments, launch, Display(meter).led, stop)
     outcomes = [one.outcome for one in led if one.outcome]
     finished = next((outcome for outcome in outcomes if outcome["finished"]), None)
-    stopped = any(outcome["stopped"] for outcome in outcomes)
+    # A process that had not loaded yet when Ctrl-C was passed on to it ends without a word.
+    stopped = finished is None and (stop() or any(outcome["stopped"] for outcome in outcomes))
     dead = [one for one in led if one.outcome is None]
-    if dead:
+    if dead and not stopped:
         codes = sorted({one.process.returncode for one in dead})
         if codes[0] > 0 and len(codes) == 1:  # it said why itself
             raise typer.Exit(codes[0])
